@@ -1,0 +1,205 @@
+// nodemesh-proxy: the unprivileged process that carries all traffic of a node. The first process of its container is a
+// small supervisor; the second, which this file calls the worker process, gives up every right before it reads a byte.
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+
+#include <atomic>
+#include <future>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "admin/server.h"
+#include "app/proxy_sources.h"
+#include "app/sandbox.h"
+#include "app/supervisor.h"
+#include "base/log.h"
+#include "proxy/control.h"
+
+namespace nodemesh::app {
+namespace {
+
+// Without a successor to take over, a stopping proxy gives its connections this long.
+constexpr auto kDrainLimit = seconds(30);
+
+struct ProxyConfig {
+  proxy::ControlOptions control;
+  std::string ca = "unix:/run/nodemesh/ca/ca.sock";
+  std::string cert_lifetime = "24h";
+  std::string log_format = "text";
+  uint16_t metrics_port = 15020, ready_port = 15021, admin_port = 15000;
+  uid_t uid = kProxyUser;
+  uint32_t ping_interval_ms = 10'000, ping_timeout_ms = 20'000, tunnel_idle_ms = 60'000;
+  bool supervised = false;
+};
+
+int cannot_start(const std::string& why) {
+  fmt::print(stderr, "nodemesh-proxy: {}\n", why);
+  return kCannotStart;
+}
+
+// "24h", "90m", "30s".
+std::optional<seconds> parse_lifetime(std::string_view text) {
+  if (text.size() < 2) return std::nullopt;
+  int64_t number = 0;
+  for (char digit : text.substr(0, text.size() - 1)) {
+    if (digit < '0' || digit > '9' || number > 1'000'000) return std::nullopt;
+    number = number * 10 + (digit - '0');
+  }
+  switch (text.back()) {
+    case 's': return seconds(number);
+    case 'm': return std::chrono::minutes(number);
+    case 'h': return std::chrono::hours(number);
+    default: return std::nullopt;
+  }
+}
+
+void add_options(CLI::App& app, ProxyConfig& config) {
+  app.add_option("--config", config.control.config_dir, "folder of manifests")->required()->type_name("DIR");
+  app.add_option("--node", config.control.node, "name of this node")->required()->type_name("NAME");
+  app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")->required()->type_name("DIR");
+  app.add_option("--workers", config.control.workers, "worker threads")->check(CLI::Range(1, 64));
+  app.add_option("--ca", config.ca, "the certificate authority's socket")->capture_default_str()->type_name("unix:PATH");
+  app.add_option("--trust-domain", config.control.trust_domain, "unless MeshConfig names one")->capture_default_str();
+  app.add_option("--cert-lifetime", config.cert_lifetime, "asked of the authority, e.g. 24h or 30s")->capture_default_str();
+  app.add_option("--metrics-port", config.metrics_port, "/metrics")->capture_default_str();
+  app.add_option("--ready-port", config.ready_port, "/healthz/ready")->capture_default_str();
+  app.add_option("--admin-port", config.admin_port, "on loopback only")->capture_default_str();
+  app.add_option("--uid", config.uid, "user and group to become")->capture_default_str();
+  app.add_option("--ping-interval-ms", config.ping_interval_ms, "HTTP/2 PING on tunnels")->capture_default_str();
+  app.add_option("--ping-timeout-ms", config.ping_timeout_ms, "without an answer to PING a tunnel is lost")->capture_default_str();
+  app.add_option("--tunnel-idle-ms", config.tunnel_idle_ms, "a tunnel without streams is closed")->capture_default_str();
+  app.add_option("--log-format", config.log_format, "text or json")->check(CLI::IsMember({"text", "json"}));
+  app.add_flag("--no-supervisor", config.supervised, "this is the supervised process");
+}
+
+// The admin thread: metrics, readiness and JSON for meshctl. Its objects live on it from start to end.
+class AdminThread {
+ public:
+  Result<> start(const ProxyConfig& config, const admin::Sources& sources) {
+    std::promise<Result<>> ready;
+    auto outcome = ready.get_future();
+    thread_ = std::thread([this, &config, sources, &ready] {
+      ::prctl(PR_SET_NAME, "admin");
+      admin::Server server(reactor, sources);
+      auto listening = listen(server, config);
+      bool failed = !listening;
+      ready.set_value(std::move(listening));
+      if (!failed) reactor.run();
+    });
+    return outcome.get();
+  }
+  void stop() {
+    mailbox.post([this] { reactor.stop(); });
+    if (thread_.joinable()) thread_.join();
+  }
+
+  io::Reactor reactor;
+  io::Mailbox mailbox{reactor};
+
+ private:
+  static Result<> listen(admin::Server& server, const ProxyConfig& config) {
+    using admin::Surface;
+    auto unix_path = "unix:" + config.control.run_dir + "/admin.sock";
+    for (auto [surface, address] : {std::pair(Surface::metrics, fmt::format("[::]:{}", config.metrics_port)),
+                                    std::pair(Surface::health, fmt::format("[::]:{}", config.ready_port)),
+                                    std::pair(Surface::admin, fmt::format("127.0.0.1:{}", config.admin_port)),
+                                    std::pair(Surface::admin, unix_path)}) {
+      if (auto ok = server.listen(surface, address); !ok) return ok;
+    }
+    return {};
+  }
+  std::thread thread_;
+};
+
+// SIGTERM drains; a second one stops at once.
+class Signals final : private io::EventHandler {
+ public:
+  Signals(io::Reactor& reactor, std::move_only_function<void(int)> on_signal)
+      : reactor_(reactor), on_signal_(std::move(on_signal)) {
+    sigset_t set;
+    sigemptyset(&set);
+    for (int signal : {SIGTERM, SIGINT}) sigaddset(&set, signal);
+    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    fd_.reset(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+  }
+  ~Signals() { reactor_.remove(fd_.get(), *this, true); }
+  Result<> start() { return reactor_.add(fd_.get(), *this, EPOLLIN); }
+
+ private:
+  void on_events(uint32_t) override {
+    signalfd_siginfo info;
+    while (::read(fd_.get(), &info, sizeof info) == sizeof info) on_signal_(static_cast<int>(info.ssi_signo));
+  }
+  io::Reactor& reactor_;
+  std::move_only_function<void(int)> on_signal_;
+  Fd fd_;
+};
+
+Result<> give_up_rights(const ProxyConfig& config, bool allow_exec) {
+  if (auto ok = drop_privileges(config.uid, config.uid); !ok) return ok;
+  return restrict_syscalls({.allow_exec = allow_exec});
+}
+
+int run_proxy(ProxyConfig& config) {
+  ::signal(SIGPIPE, SIG_IGN);
+  log::set_json(config.log_format == "json");
+  if (auto limit = raise_descriptor_limit(); !limit) return cannot_start(limit.error().message);
+  if (auto ok = give_up_rights(config, false); !ok) return cannot_start(ok.error().message);
+  if (auto ok = hide_memory(); !ok) return cannot_start(ok.error().message);
+  io::Reactor reactor;
+  Clock clock;
+  // Before any thread exists, so that all of them leave the signals to this one.
+  bool stopping = false;
+  std::move_only_function<void(int)> on_signal;
+  Signals signals(reactor, [&](int signal) { on_signal(signal); });
+  AdminThread admin_thread;
+  telemetry::Metrics metrics({.version = NODEMESH_VERSION, .shards = config.control.workers}, clock);
+  telemetry::Denials denials;
+  telemetry::AccessLog access_log(admin_thread.reactor);
+  proxy::Control control(reactor, clock, config.control, metrics, access_log, denials);
+  on_signal = [&](int) {
+    if (std::exchange(stopping, true)) return reactor.stop();
+    log::info(log::Component::app, "stopping: open connections have 30 s to end");
+    control.drain(kDrainLimit, [&reactor] { reactor.stop(); });
+  };
+  if (auto ok = signals.start(); !ok) return cannot_start(ok.error().message);
+  if (auto ok = control.start(); !ok) return cannot_start(ok.error().message);
+  auto sources = proxy_sources(control, config.control.node, NODEMESH_VERSION, metrics, denials, clock);
+  if (auto ok = admin_thread.start(config, sources); !ok) return cannot_start(ok.error().message);
+  log::info(log::Component::app, "proxy started", {{"node", config.control.node}, {"workers", config.control.workers}});
+  reactor.run();
+  admin_thread.stop();
+  return 0;
+}
+
+}  // namespace
+}  // namespace nodemesh::app
+
+int main(int argc, char** argv) {
+  using namespace nodemesh::app;
+  ProxyConfig config;
+  CLI::App app("Carries the traffic of a node's pods: capture, mutual TLS, policy, metrics.", "nodemesh-proxy");
+  add_options(app, config);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return cannot_start(fmt::format("{}; see nodemesh-proxy --help", error.what()));
+  }
+  auto lifetime = parse_lifetime(config.cert_lifetime);
+  if (!lifetime) return cannot_start("--cert-lifetime " + config.cert_lifetime + " is not a duration: write 24h, 90m or 30s");
+  if (!config.ca.starts_with("unix:/")) return cannot_start("--ca " + config.ca + " must be unix:/path");
+  config.control.certificate_lifetime = *lifetime;
+  config.control.ca_socket = config.ca.substr(5);
+  config.control.hbone_times.ping_interval = std::chrono::milliseconds(config.ping_interval_ms);
+  config.control.hbone_times.ping_timeout = std::chrono::milliseconds(config.ping_timeout_ms);
+  config.control.hbone_times.idle = std::chrono::milliseconds(config.tunnel_idle_ms);
+  ::prctl(PR_SET_NAME, "nodemesh-proxy");
+  if (config.supervised) return run_proxy(config);
+  if (auto ok = give_up_rights(config, true); !ok) return cannot_start(ok.error().message);
+  return supervise_self("nodemesh-proxy", argc, argv, {.death_signal = SIGKILL});
+}

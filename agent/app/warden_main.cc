@@ -1,0 +1,171 @@
+// nodemesh-warden: the privileged process of a node. Start-up in order, one sentence for each thing that can be missing.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <time.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "app/config.h"
+#include "app/supervisor.h"
+#include "base/log.h"
+#include "io/reactor.h"
+#include "kernel/capture.h"
+#include "kernel/probe.h"
+#include "warden/channel.h"
+#include "warden/opener.h"
+#include "warden/pod_source.h"
+#include "warden/privilege.h"
+#include "warden/warden.h"
+
+namespace nodemesh::app {
+namespace {
+
+int cannot_start(const std::string& why) {
+  fmt::print(stderr, "nodemesh-warden: {}\n", why);
+  return kCannotStart;
+}
+
+constexpr std::initializer_list<int> kNeeded{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_SYS_PTRACE};
+
+Result<> check_rights() {
+  auto missing = warden::missing_capabilities(kNeeded);
+  if (missing.empty()) return {};
+  return fail(fmt::format("missing capability {}: run as root, or add it to the container's securityContext",
+                          fmt::join(missing, ", ")));
+}
+
+kernel::CaptureOptions capture_options(const WardenConfig& config) {
+  return {.kubepods_cgroup = config.kubepods,
+          .kubelet_cgroup = config.kubelet_cgroup,
+          .pin_dir = config.bpf_dir,
+          .fail_open = config.fail_open,
+          .strict = config.strict};
+}
+
+// Everything that can be said without changing anything.
+Result<> check_before_start(const WardenConfig& config) {
+  if (auto ok = check_node_name(config.node); !ok) return ok;
+  if (auto ok = check_rights(); !ok) return ok;
+  auto mounts = read_text_file("/proc/mounts");
+  if (!mounts) return std::unexpected(std::move(mounts.error()));
+  if (auto ok = check_cgroup_mode(*mounts, config.allow_hybrid); !ok) return ok;
+  if (auto ok = check_cgroup2_directory(config.kubepods, "--kubepods"); !ok) return ok;
+  if (auto ok = check_cgroup2_directory(config.proxy_cgroup, "--proxy-cgroup"); !ok) return ok;
+  std::error_code error;
+  if (!std::filesystem::is_directory(config.config_dir, error)) {
+    return fail(fmt::format("--config {} is not a folder: make it and put manifests into it", config.config_dir));
+  }
+  if (!std::filesystem::is_directory(config.run_dir, error)) {
+    return fail(fmt::format("--run-dir {} is not a folder: make it", config.run_dir));
+  }
+  auto missing = kernel::check(capture_options(config));
+  return missing.empty() ? Result<>() : fail(fmt::format("{}", fmt::join(missing, "; ")));
+}
+
+// Two wardens would undo each other's work. The lock lives as long as the process.
+Result<Fd> lock_pins(const std::string& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  Fd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return fail_errno("--bpf-dir " + directory);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+  if (errno == EWOULDBLOCK) return fail("--bpf-dir " + directory + " is in use by another warden: stop that one first");
+  return fail_errno("locking --bpf-dir " + directory);
+}
+
+// SIGTERM and SIGINT end the loop.
+class StopSignals final : private io::EventHandler {
+ public:
+  explicit StopSignals(io::Reactor& reactor) : reactor_(reactor) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    ::sigprocmask(SIG_BLOCK, &set, nullptr);
+    ::signal(SIGPIPE, SIG_IGN);
+    fd_.reset(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+  }
+  ~StopSignals() { reactor_.remove(fd_.get(), *this, true); }
+  Result<> start() { return reactor_.add(fd_.get(), *this, EPOLLIN); }
+
+ private:
+  void on_events(uint32_t) override { reactor_.stop(); }
+  io::Reactor& reactor_;
+  Fd fd_;
+};
+
+uint64_t generation_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture) {
+  auto opener = warden::Opener::start(reactor, config.proxy_cgroup);
+  if (!opener) return std::unexpected(std::move(opener.error()));
+  warden::Warden warden(reactor, capture, **opener,
+                        {.kubepods = config.kubepods,
+                         .proxy_cgroup = config.proxy_cgroup,
+                         .proc = config.proc,
+                         .max_workers = config.workers,
+                         .generation = generation_now(),
+                         .fail_open = config.fail_open,
+                         .strict = config.strict});
+  StopSignals signals(reactor);
+  if (auto ok = signals.start(); !ok) return ok;
+  if (auto ok = warden.start(); !ok) return ok;
+  auto source = warden::make_folder_source(reactor, config.config_dir, config.node);
+  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok) return ok;
+  auto channel = warden::ChannelListener::create(
+      reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
+      [&](Fd socket, pid_t peer) { warden.accept_proxy(std::move(socket), peer); });
+  if (!channel) return std::unexpected(std::move(channel.error()));
+  log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
+            {{"node", config.node}, {"config", config.config_dir}});
+  reactor.run();
+  if (config.clean_exit) warden.leave_pods();
+  return {};
+}
+
+int run_warden(const WardenConfig& config) {
+  log::set_json(config.log_format == "json");
+  if (auto limit = raise_descriptor_limit(); !limit) return cannot_start(limit.error().message);
+  if (auto ok = check_before_start(config); !ok) return cannot_start(ok.error().message);
+  auto lock = lock_pins(config.bpf_dir);
+  if (!lock) return cannot_start(lock.error().message);
+  io::Reactor reactor;
+  auto capture = kernel::Capture::open(capture_options(config));
+  if (!capture) return cannot_start(capture.error().message);
+  bool fresh = !(*capture)->adopted();
+  auto served = serve(config, reactor, **capture);
+  // A first start that failed must not leave pods captured by programs that nobody serves.
+  if ((served && config.clean_exit) || (!served && fresh)) {
+    if (auto gone = (*capture)->detach_all(); !gone) {
+      log::error(log::Component::bpf, gone.error().message, {{"doing", "removing pins"}});
+    }
+  }
+  if (!served) return cannot_start(served.error().message);
+  log::info(log::Component::warden, "warden stopped", {{"node", config.node}});
+  return 0;
+}
+
+}  // namespace
+}  // namespace nodemesh::app
+
+int main(int argc, char** argv) {
+  using namespace nodemesh::app;
+  auto parsed = parse_warden_command(argc, argv);
+  if (parsed.exit_code >= 0) return parsed.exit_code;
+  ::prctl(PR_SET_NAME, "nodemesh-warden");  // it was started as /proc/self/exe
+  if (auto kept = nodemesh::warden::keep_capabilities(kNeeded); !kept) return cannot_start(kept.error().message);
+  if (parsed.config.supervised) return run_warden(parsed.config);
+  // SIGTERM as its parent's last word: it cleans up if that is asked for.
+  return supervise_self("nodemesh-warden", argc, argv, {.death_signal = SIGTERM});
+}

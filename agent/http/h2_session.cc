@@ -1,0 +1,414 @@
+#include "http/h2_session.h"
+
+#include <nghttp2/nghttp2.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
+namespace nodemesh::http {
+namespace {
+
+constexpr size_t kFrameHeader = 9;
+// What HPACK counts per field beside its bytes (RFC 7541 4.1).
+constexpr size_t kFieldOverhead = 32;
+// Rapid reset (CVE-2023-44487): judged once this many requests were seen; a client may reset up to half of them.
+constexpr uint64_t kResetGrace = 500;
+// Pieces of one stream's DATA handed over at once; more than that many small frames in a row are rare.
+constexpr size_t kBatchPieces = 64;
+
+std::string_view text(const uint8_t* data, size_t size) { return {reinterpret_cast<const char*>(data), size}; }
+
+nghttp2_nv to_nv(const HeaderField& field) {
+  auto* name = reinterpret_cast<uint8_t*>(const_cast<char*>(field.name.data()));
+  auto* value = reinterpret_cast<uint8_t*>(const_cast<char*>(field.value.data()));
+  auto flags = static_cast<uint8_t>(field.once ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE);
+  return {name, value, field.name.size(), field.value.size(), flags};
+}
+
+bool is_work(uint8_t type) { return type == NGHTTP2_DATA || type == NGHTTP2_HEADERS; }
+
+}  // namespace
+
+std::string_view HeaderBlock::find(std::string_view name) const {
+  for (size_t i = 0; i < used; ++i) {
+    if (fields[i].first == name) return fields[i].second;
+  }
+  return {};
+}
+
+void HeaderBlock::clear() {
+  for (std::string* part : {&method, &scheme, &authority, &path, &protocol}) part->clear();
+  status = 0;
+  used = 0;
+}
+
+struct H2Callbacks {
+  static H2Session& self(void* user) { return *static_cast<H2Session*>(user); }
+  static H2Stream* stream(nghttp2_session* session, int32_t id) {
+    return static_cast<H2Stream*>(nghttp2_session_get_stream_user_data(session, id));
+  }
+
+  static int on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* head, void* user) {
+    auto& me = self(user);
+    if (is_work(head->type)) {
+      me.work_frames_ += 1;
+    } else if (++me.control_frames_ > me.limits_.control_frames + 8 * me.work_frames_) {
+      return me.fail_session(Reason::H2_FLOOD, "too many control frames", H2Error::enhance_your_calm);
+    }
+    // A frame that carries nothing costs us as much as a full one.
+    bool empty = head->type == NGHTTP2_DATA && head->length == 0 && !(head->flags & NGHTTP2_FLAG_END_STREAM);
+    me.empty_frames_ = empty ? me.empty_frames_ + 1 : (is_work(head->type) ? 0 : me.empty_frames_);
+    if (me.empty_frames_ > 16) {
+      return me.fail_session(Reason::H2_FLOOD, "too many empty DATA frames", H2Error::enhance_your_calm);
+    }
+    return 0;
+  }
+
+  static int on_begin_headers(nghttp2_session*, const nghttp2_frame*, void* user) {
+    auto& me = self(user);
+    me.block_.clear();
+    me.block_bytes_ = 0;
+    me.block_refused_ = false;
+    return 0;
+  }
+
+  static int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
+                       const uint8_t* value, size_t value_size, uint8_t, void* user) {
+    auto& me = self(user);
+    me.block_bytes_ += name_size + value_size + kFieldOverhead;
+    if (me.block_bytes_ > me.limits_.header_bytes || me.block_.used >= me.limits_.header_fields) {
+      if (me.block_bytes_ > 16 * me.limits_.header_bytes) {
+        return me.fail_session(Reason::HEADERS_TOO_LARGE, "endless header block", H2Error::enhance_your_calm);
+      }
+      if (!me.block_refused_) {
+        me.block_refused_ = true;
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_ENHANCE_YOUR_CALM);
+        me.error_ = {Reason::HEADERS_TOO_LARGE, "header block over the limit"};
+      }
+      return 0;
+    }
+    store(me.block_, text(name, name_size), text(value, value_size));
+    return 0;
+  }
+
+  static void store(HeaderBlock& block, std::string_view name, std::string_view value) {
+    if (name.front() == ':') {
+      if (name == ":method") block.method = value;
+      if (name == ":scheme") block.scheme = value;
+      if (name == ":authority") block.authority = value;
+      if (name == ":path") block.path = value;
+      if (name == ":protocol") block.protocol = value;
+      if (name == ":status") std::from_chars(value.data(), value.data() + value.size(), block.status);
+      return;
+    }
+    if (block.used == block.fields.size()) block.fields.emplace_back();
+    block.fields[block.used].first = name;
+    block.fields[block.used].second = value;
+    block.used += 1;
+  }
+
+  static int on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* user) {
+    auto& me = self(user);
+    if (frame->hd.type != NGHTTP2_DATA || (frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) me.deliver();
+    bool end = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
+    switch (frame->hd.type) {
+      case NGHTTP2_HEADERS: return on_headers_frame(me, session, frame, end);
+      case NGHTTP2_DATA:
+        if (auto* owner = end ? stream(session, frame->hd.stream_id) : nullptr) owner->on_end();
+        return 0;
+      case NGHTTP2_SETTINGS:
+        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK) && !me.settings_received_) {
+          me.settings_received_ = true;
+          me.owner_.on_settings();
+        }
+        return 0;
+      case NGHTTP2_PING:
+        if (frame->hd.flags & NGHTTP2_FLAG_ACK) me.owner_.on_ping_ack();
+        return 0;
+      case NGHTTP2_GOAWAY:
+        me.going_away_ = true;
+        me.owner_.on_goaway();
+        return 0;
+      case NGHTTP2_RST_STREAM:
+        if (me.role_ == H2Session::Role::server && ++me.early_resets_ > kResetGrace &&
+            me.early_resets_ * 2 > me.requests_) {
+          return me.fail_session(Reason::H2_FLOOD, "too many streams reset by the peer", H2Error::enhance_your_calm);
+        }
+        return 0;
+      default: return 0;
+    }
+  }
+
+  static int on_headers_frame(H2Session& me, nghttp2_session* session, const nghttp2_frame* frame, bool end) {
+    int32_t id = frame->hd.stream_id;
+    if (me.block_refused_) return 0;
+    if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
+      me.requests_ += 1;
+      me.open_streams_ += 1;
+      me.owner_.on_request(id, me.block_, end);
+      if (auto* owner = end ? stream(session, id) : nullptr) owner->on_end();
+      return 0;
+    }
+    if (auto* owner = stream(session, id)) {
+      owner->on_headers(me.block_, end);
+      // The owner may have abandoned the stream meanwhile.
+      if (end && (owner = stream(session, id)) != nullptr) owner->on_end();
+    }
+    return 0;
+  }
+
+  static int on_data(nghttp2_session* session, uint8_t, int32_t id, const uint8_t* data, size_t size, void* user) {
+    // The connection's window is given back at once: only a stream's own window may hold that stream back, else one
+    // stalled reader would stop every other stream of the connection.
+    nghttp2_session_consume_connection(session, size);
+    auto* owner = stream(session, id);
+    if (owner == nullptr) {
+      nghttp2_session_consume_stream(session, id, size);
+      return 0;
+    }
+    auto& me = self(user);
+    if (me.batch_owner_ != owner || me.batch_.size() == kBatchPieces) me.deliver();
+    me.batch_owner_ = owner;
+    me.batch_.push_back({const_cast<uint8_t*>(data), size});
+    me.batch_bytes_ += size;
+    return 0;
+  }
+
+  static int on_close(nghttp2_session* session, int32_t id, uint32_t code, void* user) {
+    auto& me = self(user);
+    me.deliver();
+    if (me.open_streams_ > 0) me.open_streams_ -= 1;
+    if (auto* owner = stream(session, id)) {
+      nghttp2_session_set_stream_user_data(session, id, nullptr);
+      me.detach(*owner);
+      owner->on_close(static_cast<H2Error>(code), code != NGHTTP2_REFUSED_STREAM);
+    }
+    return 0;
+  }
+
+  static ssize_t length(nghttp2_session*, uint8_t, int32_t, int32_t session_window, int32_t stream_window,
+                        uint32_t max_frame, void* user) {
+    auto limit = static_cast<int64_t>(std::min(self(user).limits_.data_frame, max_frame));
+    return static_cast<ssize_t>(std::max<int64_t>(1, std::min({limit, int64_t{session_window}, int64_t{stream_window}})));
+  }
+
+  // The payload goes right behind the place of its frame header; send_data() then writes the header before it.
+  static ssize_t read(nghttp2_session* session, int32_t id, uint8_t*, size_t size, uint32_t* flags, nghttp2_data_source* source,
+                      void* user) {
+    auto& me = self(user);
+    size_t room = me.out_size_ - me.out_used_;
+    if (room < kFrameHeader + size) return NGHTTP2_ERR_PAUSE;
+    auto pulled = static_cast<H2Stream*>(source->ptr)->pull({me.out_ + me.out_used_ + kFrameHeader, size});
+    if (pulled.reset) nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_CONNECT_ERROR);
+    if (pulled.reset || (pulled.bytes == 0 && !pulled.end)) return NGHTTP2_ERR_DEFERRED;
+    *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+    if (pulled.end) *flags |= NGHTTP2_DATA_FLAG_EOF;
+    return static_cast<ssize_t>(pulled.bytes);
+  }
+
+  static int send_data(nghttp2_session*, nghttp2_frame*, const uint8_t* head, size_t size, nghttp2_data_source*,
+                       void* user) {
+    auto& me = self(user);
+    std::memcpy(me.out_ + me.out_used_, head, kFrameHeader);
+    me.out_used_ += kFrameHeader + size;
+    me.work_frames_ += 1;
+    return 0;
+  }
+
+  static const nghttp2_session_callbacks* callbacks() {
+    static const nghttp2_session_callbacks* const kMade = [] {
+      nghttp2_session_callbacks* made = nullptr;
+      nghttp2_session_callbacks_new(&made);
+      nghttp2_session_callbacks_set_on_begin_frame_callback(made, on_begin_frame);
+      nghttp2_session_callbacks_set_on_begin_headers_callback(made, on_begin_headers);
+      nghttp2_session_callbacks_set_on_header_callback(made, on_header);
+      nghttp2_session_callbacks_set_on_frame_recv_callback(made, on_frame);
+      nghttp2_session_callbacks_set_on_data_chunk_recv_callback(made, on_data);
+      nghttp2_session_callbacks_set_on_stream_close_callback(made, on_close);
+      nghttp2_session_callbacks_set_data_source_read_length_callback(made, length);
+      nghttp2_session_callbacks_set_send_data_callback(made, send_data);
+      return made;
+    }();
+    return kMade;
+  }
+
+  static nghttp2_option* options() {
+    static nghttp2_option* const kMade = [] {
+      nghttp2_option* made = nullptr;
+      nghttp2_option_new(&made);
+      nghttp2_option_set_no_auto_window_update(made, 1);
+      nghttp2_option_set_no_closed_streams(made, 1);
+      nghttp2_option_set_peer_max_concurrent_streams(made, 100);
+      // Peers are authenticated and applications do reset connections: our ratio rule judges resets, not a fixed rate.
+      nghttp2_option_set_stream_reset_rate_limit(made, 1'000'000, 100'000);
+      return made;
+    }();
+    return kMade;
+  }
+};
+
+H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
+    : owner_(owner), limits_(limits), role_(role) {
+  auto make = role == Role::client ? nghttp2_session_client_new2 : nghttp2_session_server_new2;
+  if (make(&session_, H2Callbacks::callbacks(), this, H2Callbacks::options()) != 0) std::abort();  // out of memory
+  std::vector<nghttp2_settings_entry> settings = {
+      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role == Role::client ? 0 : limits.concurrent_streams},
+      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, limits.stream_window},
+      {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, limits.frame_size},
+      {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, static_cast<uint32_t>(limits.header_bytes)},
+  };
+  if (role == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
+  nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings.data(), settings.size());
+  nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0, static_cast<int32_t>(limits.connection_window));
+}
+
+H2Session::~H2Session() { nghttp2_session_del(session_); }
+
+int H2Session::fail_session(Reason reason, std::string message, H2Error code) {
+  error_ = {reason, std::move(message)};
+  nghttp2_session_terminate_session(session_, static_cast<uint32_t>(code));
+  return NGHTTP2_ERR_CALLBACK_FAILURE;
+}
+
+bool H2Session::feed(std::span<const uint8_t> bytes) {
+  if (error_.reason == Reason::HEADERS_TOO_LARGE) error_ = {Reason::NONE, {}};  // that cost only the stream
+  ssize_t taken = nghttp2_session_mem_recv(session_, bytes.data(), bytes.size());
+  deliver();
+  if (taken >= 0) return true;
+  if (error_.reason == Reason::NONE || error_.reason == Reason::HEADERS_TOO_LARGE) {
+    bool flood = taken == NGHTTP2_ERR_FLOODED;
+    error_ = {flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL, nghttp2_strerror(static_cast<int>(taken))};
+  }
+  return false;
+}
+
+size_t H2Session::drain(std::span<uint8_t> out) {
+  out_ = out.data();
+  out_size_ = out.size();
+  out_used_ = 0;
+  while (out_size_ - out_used_ >= kDrainRoom) {
+    const uint8_t* data = nullptr;
+    ssize_t size = nghttp2_session_mem_send(session_, &data);
+    if (size <= 0) break;
+    std::memcpy(out_ + out_used_, data, static_cast<size_t>(size));
+    out_used_ += static_cast<size_t>(size);
+  }
+  out_ = nullptr;
+  return out_used_;
+}
+
+bool H2Session::wants_write() const { return nghttp2_session_want_write(session_) != 0; }
+
+bool H2Session::finished() const {
+  return nghttp2_session_want_write(session_) == 0 && nghttp2_session_want_read(session_) == 0;
+}
+
+Result<> H2Session::open(H2Stream& stream, std::span<const HeaderField> headers) {
+  nghttp2_nv fields[16];
+  size_t count = std::min(headers.size(), std::size(fields));
+  std::transform(headers.begin(), headers.begin() + static_cast<ptrdiff_t>(count), fields, to_nv);
+  nghttp2_data_provider provider{{.ptr = &stream}, H2Callbacks::read};
+  int32_t id = nghttp2_submit_request(session_, nullptr, fields, count, &provider, &stream);
+  if (id < 0) return fail(Reason::TUNNEL_LOST, nghttp2_strerror(id));
+  attach(stream, id);
+  open_streams_ += 1;
+  return {};
+}
+
+void H2Session::accept(H2Stream& stream, int32_t id) {
+  attach(stream, id);
+  nghttp2_session_set_stream_user_data(session_, id, &stream);
+}
+
+void H2Session::respond(H2Stream& stream, std::span<const HeaderField> headers, bool end) {
+  nghttp2_nv fields[16];
+  size_t count = std::min(headers.size(), std::size(fields));
+  std::transform(headers.begin(), headers.begin() + static_cast<ptrdiff_t>(count), fields, to_nv);
+  nghttp2_data_provider provider{{.ptr = &stream}, H2Callbacks::read};
+  nghttp2_submit_response(session_, stream.id_, fields, count, end ? nullptr : &provider);
+}
+
+void H2Session::respond(int32_t id, std::span<const HeaderField> headers) {
+  nghttp2_nv fields[16];
+  size_t count = std::min(headers.size(), std::size(fields));
+  std::transform(headers.begin(), headers.begin() + static_cast<ptrdiff_t>(count), fields, to_nv);
+  nghttp2_submit_response(session_, id, fields, count, nullptr);
+}
+
+void H2Session::resume(H2Stream& stream) {
+  if (stream.id_ > 0) nghttp2_session_resume_data(session_, stream.id_);
+}
+
+void H2Session::reset(H2Stream& stream, H2Error error) {
+  if (stream.id_ > 0) reset(stream.id_, error);
+}
+
+void H2Session::reset(int32_t id, H2Error error) {
+  nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, id, static_cast<uint32_t>(error));
+}
+
+void H2Session::abandon(H2Stream& stream, H2Error error) {
+  if (stream.id_ <= 0) return;
+  nghttp2_session_set_stream_user_data(session_, stream.id_, nullptr);
+  reset(stream.id_, error);
+  detach(stream);
+}
+
+void H2Session::release(H2Stream& stream) {
+  if (stream.id_ <= 0) return;
+  nghttp2_session_set_stream_user_data(session_, stream.id_, nullptr);
+  detach(stream);
+}
+
+void H2Session::attach(H2Stream& stream, int32_t id) {
+  stream.id_ = id;
+  stream.previous_ = nullptr;
+  stream.next_ = streams_;
+  if (streams_ != nullptr) streams_->previous_ = &stream;
+  streams_ = &stream;
+}
+
+void H2Session::detach(H2Stream& stream) {
+  stream.id_ = -1;
+  (stream.previous_ != nullptr ? stream.previous_->next_ : streams_) = stream.next_;
+  if (stream.next_ != nullptr) stream.next_->previous_ = stream.previous_;
+  if (batch_owner_ != &stream) return;
+  batch_owner_ = nullptr;
+  batch_.clear();
+  batch_bytes_ = 0;
+}
+
+void H2Session::deliver() {
+  if (batch_owner_ == nullptr) return;
+  H2Stream* owner = std::exchange(batch_owner_, nullptr);
+  owner->on_data(batch_, std::exchange(batch_bytes_, 0));
+  batch_.clear();
+}
+
+void H2Session::close_all(bool processed) {
+  while (streams_ != nullptr) {
+    H2Stream& stream = *streams_;
+    nghttp2_session_set_stream_user_data(session_, stream.id_, nullptr);
+    detach(stream);
+    stream.on_close(H2Error::internal_error, processed);
+  }
+}
+
+void H2Session::consume(H2Stream& stream, size_t bytes) {
+  if (stream.id_ > 0) nghttp2_session_consume_stream(session_, stream.id_, bytes);
+}
+
+void H2Session::ping() { nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, nullptr); }
+void H2Session::terminate(H2Error error) { nghttp2_session_terminate_session(session_, static_cast<uint32_t>(error)); }
+void H2Session::shutdown_notice() { nghttp2_submit_shutdown_notice(session_); }
+void H2Session::refuse_new_streams() {
+  nghttp2_submit_goaway(session_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session_),
+                        NGHTTP2_NO_ERROR, nullptr, 0);
+}
+
+uint32_t H2Session::peer_max_streams() const {
+  return nghttp2_session_get_remote_settings(session_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+}
+
+}  // namespace nodemesh::http

@@ -1,0 +1,232 @@
+#include "http/hbone.h"
+
+#include <openssl/ssl.h>
+
+#include <algorithm>
+
+#include "io/socket.h"
+
+namespace nodemesh::http {
+namespace {
+
+// What one connection may send or receive in a turn before the others have theirs.
+constexpr size_t kTurnBudget = 2 << 20;
+
+}  // namespace
+
+HboneConnection::HboneConnection(H2Session::Role role, io::Reactor& reactor, io::Buffers& buffers, Fd fd,
+                                 tls::SslPtr ssl, HboneOwner& owner, const H2Limits& limits, const HboneTimes& times)
+    : role_(role),
+      state_(role == H2Session::Role::client ? State::connecting : State::handshaking),
+      reactor_(reactor),
+      buffers_(buffers),
+      owner_(owner),
+      times_(times),
+      tls_(std::move(ssl), std::move(fd), buffers),
+      session_(role, *this, limits),
+      started_(reactor.now()),
+      busy_at_(started_),
+      timer_([this] { on_timer(); }),
+      flush_([this] { flush(); }),
+      end_([this] { finish(); }) {}
+
+HboneConnection::~HboneConnection() {
+  if (state_ != State::closed) {
+    reactor_.remove(tls_.fd(), *this);
+    session_.close_all(true);
+  }
+}
+
+Result<> HboneConnection::start() {
+  auto added = reactor_.add(tls_.fd(), *this);
+  if (!added) {
+    state_ = State::closed;
+    return added;
+  }
+  timer_.arm(reactor_, state_ == State::connecting ? times_.connect : times_.handshake);
+  return {};
+}
+
+const char* HboneConnection::tls_version() const { return SSL_get_version(tls_.ssl()); }
+const char* HboneConnection::tls_cipher() const { return SSL_get_cipher_name(tls_.ssl()); }
+
+void HboneConnection::on_events(uint32_t events) {
+  if (closing_) return;
+  if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) tls_.mark_readable();
+  if (state_ == State::connecting && !finish_connect(events)) return;
+  if (state_ == State::handshaking && !advance_handshake()) return;
+  if ((events & EPOLLOUT) && tls_.blocked()) {
+    if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
+    if (!tls_.blocked()) schedule_flush();
+  }
+  if (events & ~uint32_t{EPOLLOUT}) receive();
+}
+
+bool HboneConnection::finish_connect(uint32_t events) {
+  if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP))) return false;
+  if (int error = io::take_error(tls_.fd()); error != 0) {
+    close({io::connect_reason(error), "HBONE connect: " + std::string(strerrordesc_np(error))});
+    return false;
+  }
+  state_ = State::handshaking;
+  timer_.arm(reactor_, times_.handshake);
+  return true;
+}
+
+bool HboneConnection::advance_handshake() {
+  auto progress = tls_.handshake();
+  Error failure{Reason::NONE, {}};
+  if (progress == tls::Stream::State::ok) {
+    auto peer = tls::finish_handshake(tls_.ssl());
+    if (peer) {
+      peer_ = *peer;
+    } else {
+      failure = peer.error();
+    }
+  } else if (progress != tls::Stream::State::want) {
+    failure = tls::handshake_error(tls_.ssl());
+    if (failure.reason == Reason::NONE) failure.reason = Reason::TLS_FAILED;
+  }
+  if (!tls_.flush() && failure.reason == Reason::NONE) failure = {Reason::TLS_FAILED, "the peer closed the connection"};
+  if (failure.reason == Reason::NONE && peer_ == nullptr) return false;
+  owner_.on_hbone_handshake(*this, failure, Monotonic::now() - started_);
+  if (failure.reason != Reason::NONE) {
+    close(std::move(failure));
+    return false;
+  }
+  state_ = State::open;
+  ping_at_ = reactor_.now();
+  timer_.arm(reactor_, times_.ping_interval);
+  schedule_flush();
+  receive();
+  return false;
+}
+
+void HboneConnection::receive() {
+  for (size_t taken = 0; state_ == State::open;) {
+    auto [bytes, state, drained] = tls_.read();
+    taken += bytes.size();
+    if (!bytes.empty() && !session_.feed(bytes)) {
+      Error error = session_.error();
+      flush();  // the GOAWAY that says why
+      return close(std::move(error));
+    }
+    if (state == tls::Stream::State::failed) return close({Reason::TUNNEL_LOST, "the TLS connection broke"});
+    if (state == tls::Stream::State::closed) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
+    if (drained) break;
+    if (taken >= kTurnBudget) {
+      reactor_.post([this, alive = std::weak_ptr<int>(alive_)] {
+        if (!alive.expired() && !closing_) receive();
+      });
+      break;
+    }
+  }
+  if (session_.wants_write()) schedule_flush();
+}
+
+void HboneConnection::flush() {
+  if (state_ != State::open) return;
+  for (size_t sent = 0; !tls_.blocked();) {
+    size_t count = session_.drain({buffers_.gather.get(), io::Buffers::kGather});
+    if (count == 0) break;
+    if (!tls_.seal({buffers_.gather.get(), count}) || !tls_.flush()) {
+      return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
+    }
+    sent += count;
+    if (sent >= kTurnBudget) {
+      schedule_flush();
+      break;
+    }
+  }
+  if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
+  if (session_.open_streams() > 0) busy_at_ = reactor_.now();
+  bool drained = draining_ && (refusing_ || role_ == H2Session::Role::client) && session_.open_streams() == 0;
+  if ((drained && !tls_.blocked()) || session_.finished()) {
+    close({Reason::NONE, {}});
+  }
+}
+
+void HboneConnection::on_ping_ack() {
+  ping_sent_ = false;
+  // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
+  if (draining_ && role_ == H2Session::Role::server && !std::exchange(refusing_, true)) {
+    session_.refuse_new_streams();
+    schedule_flush();
+  }
+}
+
+void HboneConnection::on_request(int32_t id, const HeaderBlock& headers, bool end) {
+  owner_.on_hbone_request(*this, id, headers, end);
+}
+
+void HboneConnection::on_goaway() {
+  if (std::exchange(draining_, true)) return;
+  owner_.on_hbone_draining(*this);
+  schedule_flush();
+}
+
+void HboneConnection::drain() {
+  if (std::exchange(draining_, true) || closing_) return;
+  owner_.on_hbone_draining(*this);
+  if (state_ != State::open) return close({Reason::NONE, {}});
+  if (role_ == H2Session::Role::server) {
+    session_.shutdown_notice();
+    session_.ping();
+  } else {
+    session_.refuse_new_streams();
+  }
+  schedule_flush();
+}
+
+void HboneConnection::verify_again(tls::Verifier& verifier, tls::PeerRole peer_role) {
+  if (state_ != State::open) return;
+  auto verified = verifier.verify(SSL_get0_peer_certificate(tls_.ssl()), SSL_get_peer_cert_chain(tls_.ssl()), peer_role);
+  if (!verified) close(verified.error());
+}
+
+void HboneConnection::close(Error error) {
+  if (std::exchange(closing_, true)) return;
+  error_ = std::move(error);
+  end_.schedule(reactor_);
+}
+
+void HboneConnection::finish() {
+  if (state_ == State::open) {
+    tls_.close_notify();
+    tls_.flush();
+  }
+  bool processed = state_ == State::open;
+  state_ = State::closed;
+  timer_.cancel();
+  reactor_.remove(tls_.fd(), *this);
+  session_.close_all(processed);
+  owner_.on_hbone_closed(*this, error_);
+}
+
+void HboneConnection::on_timer() {
+  if (state_ == State::connecting) return close({Reason::CONNECT_TIMEOUT, "HBONE connect"});
+  if (state_ == State::handshaking) {
+    Error timeout{Reason::HANDSHAKE_TIMEOUT, "the TLS handshake did not finish in time"};
+    owner_.on_hbone_handshake(*this, timeout, Monotonic::now() - started_);
+    return close(std::move(timeout));
+  }
+  tick_open();
+}
+
+void HboneConnection::tick_open() {
+  auto now = reactor_.now();
+  if (session_.open_streams() > 0) busy_at_ = now;
+  if (role_ == H2Session::Role::client && now - busy_at_ >= times_.idle) return drain();
+  if (ping_sent_ && now - ping_at_ >= times_.ping_timeout) {
+    return close({Reason::PING_TIMEOUT, "no answer to PING"});
+  }
+  if (!ping_sent_) {
+    ping_sent_ = true;
+    ping_at_ = now;
+    session_.ping();
+    schedule_flush();
+  }
+  timer_.arm(reactor_, times_.ping_interval);
+}
+
+}  // namespace nodemesh::http

@@ -1,0 +1,165 @@
+#include "io/tcp_end.h"
+
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include "io/socket.h"
+
+namespace nodemesh::io {
+
+Result<> TcpEnd::adopt(Fd fd) {
+  fd_ = std::move(fd);
+  return reactor_.add(fd_.get(), *this);
+}
+
+int TcpEnd::connect(Fd fd, const SockAddr& to, const SockAddr* from, int family) {
+  sockaddr_storage native;
+  if (from != nullptr) {
+    socklen_t size = from->to_native(native, family);
+    if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&native), size) != 0) return errno;
+  }
+  socklen_t size = to.to_native(native, family);
+  int result = ::connect(fd.get(), reinterpret_cast<sockaddr*>(&native), size);
+  if (result != 0 && errno != EINPROGRESS) return errno;
+  connecting_ = result != 0;
+  if (auto adopted = adopt(std::move(fd)); !adopted) return ENOMEM;
+  return connecting_ ? EINPROGRESS : 0;
+}
+
+TcpEnd::Read TcpEnd::read(std::span<uint8_t> out) {
+  if (broken_) return {0, Status::broken};
+  if (read_ended_) return {0, Status::end};
+  ssize_t count = ::recv(fd_.get(), out.data(), out.size(), 0);
+  if (count > 0) {
+    // A short read empties the socket, unless the peer's FIN is behind it: no new event would come for that.
+    bool drained = static_cast<size_t>(count) < out.size() && !peer_ended_;
+    readable_ = !drained;
+    return {static_cast<size_t>(count), drained ? Status::empty : Status::more};
+  }
+  readable_ = false;
+  if (count == 0) {
+    read_ended_ = true;
+    return {0, Status::end};
+  }
+  if (errno == EAGAIN || errno == EINTR) return {0, Status::empty};
+  broken_ = true;
+  return {0, Status::broken};
+}
+
+size_t TcpEnd::write(std::span<const iovec> pieces, size_t total) {
+  if (broken_ || end_wanted_) return total;
+  if (kept_ != nullptr || connecting_) {
+    keep(pieces, 0);
+    return 0;
+  }
+  msghdr message{};
+  message.msg_iov = const_cast<iovec*>(pieces.data());
+  message.msg_iovlen = pieces.size();
+  ssize_t count = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL);
+  if (count < 0) {
+    if (errno != EAGAIN && errno != EINTR) {
+      broken_ = true;
+      return 0;
+    }
+    count = 0;
+  }
+  if (static_cast<size_t>(count) < total) keep(pieces, static_cast<size_t>(count));
+  return static_cast<size_t>(count);
+}
+
+void TcpEnd::keep(std::span<const iovec> pieces, size_t skip) {
+  if (kept_ == nullptr) {
+    kept_ = std::make_unique<std::vector<uint8_t>>();
+    kept_sent_ = 0;
+  }
+  for (const auto& piece : pieces) {
+    if (skip >= piece.iov_len) {
+      skip -= piece.iov_len;
+      continue;
+    }
+    auto* data = static_cast<const uint8_t*>(piece.iov_base);
+    kept_->insert(kept_->end(), data + skip, data + piece.iov_len);
+    skip = 0;
+  }
+}
+
+void TcpEnd::send_kept() {
+  size_t sent = 0;
+  while (kept_ != nullptr) {
+    ssize_t count = ::send(fd_.get(), kept_->data() + kept_sent_, kept_->size() - kept_sent_, MSG_NOSIGNAL);
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      broken_ = errno != EAGAIN;
+      break;
+    }
+    sent += static_cast<size_t>(count);
+    kept_sent_ += static_cast<size_t>(count);
+    if (kept_sent_ == kept_->size()) kept_.reset();
+  }
+  if (broken_) return owner_.on_broken(*this);
+  if (kept_ == nullptr && end_wanted_) end_write();
+  if (sent > 0) owner_.on_drained(*this, sent);
+}
+
+void TcpEnd::end_write() {
+  end_wanted_ = true;
+  if (kept_ != nullptr || connecting_ || write_ended_ || broken_) return;
+  write_ended_ = true;
+  ::shutdown(fd_.get(), SHUT_WR);
+}
+
+void TcpEnd::close() {
+  if (!fd_) return;
+  reactor_.remove(fd_.get(), *this, /*closing=*/true);
+  fd_.reset();
+}
+
+void TcpEnd::reset() {
+  if (!fd_) return;
+  reactor_.remove(fd_.get(), *this, /*closing=*/true);
+  close_with_reset(fd_);
+}
+
+void TcpEnd::later(std::move_only_function<void()> work) {
+  if (alive_ == nullptr) alive_ = std::make_shared<int>(0);
+  reactor_.post([work = std::move(work), alive = std::weak_ptr<int>(alive_)]() mutable {
+    if (!alive.expired()) work();
+  });
+}
+
+void TcpEnd::on_events(uint32_t events) {
+  if (connecting_) {
+    if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP))) return;
+    connecting_ = false;
+    int error = take_error(fd_.get());
+    broken_ = error != 0;
+    readable_ = (events & EPOLLIN) != 0;
+    if (error == 0 && kept_ == nullptr && end_wanted_) end_write();
+    // What was written meanwhile goes after the owner's call, in which the owner may destroy us.
+    if (error == 0 && kept_ != nullptr) later([this] { send_kept(); });
+    return owner_.on_connected(*this, error);
+  }
+  if (broken_) return;
+  if (events & EPOLLERR) {
+    broken_ = true;
+    return owner_.on_broken(*this);
+  }
+  bool told = false;
+  if (events & (EPOLLRDHUP | EPOLLHUP)) peer_ended_ = true;
+  if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP)) && !read_ended_) {
+    readable_ = told = true;
+  }
+  if ((events & EPOLLOUT) && kept_ != nullptr) {
+    // Both at once: the drain may end the owner, so the bytes are told of afterwards, if it lives.
+    if (told) {
+      later([this] {
+        if (readable_) owner_.on_readable(*this);
+      });
+    }
+    return send_kept();
+  }
+  if (told) owner_.on_readable(*this);
+}
+
+}  // namespace nodemesh::io

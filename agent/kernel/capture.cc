@@ -1,0 +1,357 @@
+#include "kernel/capture.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/bpf.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <optional>
+
+#include "kernel/audit.h"
+#include "kernel/cgroup.h"
+#include "kernel/link.h"
+#include "kernel/map.h"
+#include "kernel/objects.h"
+#include "kernel/pins.h"
+
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
+
+namespace nodemesh::kernel {
+
+struct Capture::State {
+  Pins pins;
+  bool adopted = false;
+  Fd kubepods;
+  Fd kubelet;  // none: no probes
+  uint64_t kubepods_id = 0;
+  uint64_t kubelet_id = 0;
+  nm_config config{};
+  std::map<std::string, Map> maps;
+  std::map<std::string, Link> links;
+  std::map<uint64_t, Link> steering;
+
+  Map& map(const char* name) { return maps.at(name); }
+  Result<> open_cgroups(const CaptureOptions& options);
+  Result<> open_maps();
+  Result<> attach(const Programs& programs);
+  Result<> adopt_steering();
+  Result<> write_config() { return map("config").set(uint32_t{0}, config); }
+};
+
+namespace {
+
+constexpr const char* kMaps[] = {"config",  "agents",    "cgroups", "pods",  "published",
+                                 "origins", "listeners", "probes",  "drops", "counters"};
+constexpr const char* kListenerNames[] = {"outbound", "inbound", "HBONE"};
+
+Result<Fd> open_directory(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) return fail_errno(fmt::format("cgroup {}: open", path));
+  return fd;
+}
+
+uint64_t monotonic_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+nm_probe_key probe_key(const SockAddr& pod_port) {
+  nm_probe_key key{};
+  std::memcpy(key.address, pod_port.ip.bytes.data(), sizeof(key.address));
+  key.port = pod_port.port;
+  return key;
+}
+
+nm_listener_key listener_key(uint64_t netns_cookie, nm_listener kind) {
+  return {netns_cookie, kind, 0};
+}
+
+}  // namespace
+
+Result<> Capture::State::open_cgroups(const CaptureOptions& options) {
+  if (auto fine = check_cgroups(options.kubepods_cgroup, options.kubelet_cgroup); !fine) return fine;
+  kubepods_id = cgroup_id(options.kubepods_cgroup).value_or(0);
+  auto fd = open_directory(options.kubepods_cgroup);
+  if (!fd) return std::unexpected(fd.error());
+  kubepods = std::move(*fd);
+  if (options.kubelet_cgroup.empty()) return {};
+  kubelet_id = cgroup_id(options.kubelet_cgroup).value_or(0);
+  fd = open_directory(options.kubelet_cgroup);
+  if (!fd) return std::unexpected(fd.error());
+  kubelet = std::move(*fd);
+  return {};
+}
+
+Result<> Capture::State::open_maps() {
+  for (const char* name : kMaps) {
+    auto opened = Map::open(pins.maps(), name);
+    if (!opened) return std::unexpected(opened.error());
+    maps.emplace(name, std::move(*opened));
+  }
+  return {};
+}
+
+Result<> Capture::State::attach(const Programs& programs) {
+  for (size_t i = 0; i < kHookCount; i++) {
+    const Hook& hook = kHooks[i];
+    const std::string pin = pins.link(hook.name);
+    if (hook.kubelet && !kubelet) {
+      if (auto stale = Link::open(pin))
+        if (auto gone = stale->detach(); !gone) return gone;
+      continue;
+    }
+    auto link = Link::attach(programs[i].get(), hook.kubelet ? kubelet.get() : kubepods.get(),
+                             hook.attach_type, hook.kubelet ? kubelet_id : kubepods_id, pin);
+    if (!link) return std::unexpected(link.error());
+    links.emplace(hook.name, std::move(*link));
+  }
+  return {};
+}
+
+Result<> Capture::State::adopt_steering() {
+  for (uint64_t cookie : pins.steered()) {
+    auto link = Link::open(pins.steer(cookie));
+    if (!link) return std::unexpected(link.error());
+    auto program = load_steer(pins.maps(), cookie);
+    if (!program) return std::unexpected(program.error());
+    auto swapped = link->swap(program->get());
+    if (swapped) {
+      steering.insert_or_assign(cookie, std::move(*link));
+    } else if (swapped.error().reason == Reason::POD_GONE) {  // the namespace died while nobody watched
+      if (auto gone = link->detach(); !gone) return gone;
+    } else {
+      return swapped;
+    }
+  }
+  return {};
+}
+
+Capture::Capture(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Capture::~Capture() = default;
+
+Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
+  auto state = std::make_unique<State>();
+  State& s = *state;
+  if (auto done = s.open_cgroups(options); !done) return std::unexpected(done.error());
+  auto level = cgroup_level(options.kubepods_cgroup);
+  if (!level) return std::unexpected(level.error());
+  s.pins = Pins::of(options.pin_dir);
+  if (auto done = s.pins.make(options.pin_dir); !done) return std::unexpected(done.error());
+  s.adopted = ::access((s.pins.maps() + "/config").c_str(), F_OK) == 0;
+
+  auto start = [&]() -> Result<> {
+    auto programs = load_programs(s.pins.maps(), *level);
+    if (!programs) return std::unexpected(programs.error());
+    if (auto done = s.open_maps(); !done) return done;
+    s.map("config").get(uint32_t{0}, s.config);
+    s.config.fail_open = options.fail_open;
+    s.config.strict = options.strict;
+    if (auto done = s.write_config(); !done) return done;
+    if (auto done = s.attach(*programs); !done) return done;
+    return s.adopt_steering();
+  };
+  if (auto started = start(); !started) {
+    // Half of a first start must not stay; what an earlier process left in force must.
+    Error error = started.error();
+    if (!s.adopted)
+      if (auto undone = s.pins.remove(); !undone) error.message += "; and " + undone.error().message;
+    return std::unexpected(error);
+  }
+  return std::unique_ptr<Capture>(new Capture(std::move(state)));
+}
+
+bool Capture::adopted() const {
+  return state_->adopted;
+}
+
+Result<> Capture::beat() {
+  state_->config.heartbeat_ns = monotonic_ns();
+  return state_->write_config();
+}
+
+Result<> Capture::set_flags(bool fail_open, bool strict) {
+  state_->config.fail_open = fail_open;
+  state_->config.strict = strict;
+  return state_->write_config();
+}
+
+Result<> Capture::add_agent(uint64_t id) {
+  return state_->map("agents").set(id, uint8_t{1});
+}
+
+Result<> Capture::remove_agent(uint64_t id) {
+  return state_->map("agents").erase(id);
+}
+
+Result<> Capture::set_cgroup(uint64_t id, nm_enrolment enrolment) {
+  return state_->map("cgroups").set(id, nm_cgroup{static_cast<uint32_t>(enrolment), 0});
+}
+
+Result<> Capture::remove_cgroup(uint64_t id) {
+  return state_->map("cgroups").erase(id);
+}
+
+Result<> Capture::set_pod(uint64_t netns_cookie, std::span<const Addr> addresses, nm_enrolment enrolment) {
+  if (netns_cookie == 0)
+    return fail("pod: the namespace cookie is 0; read it from a socket made in the namespace");
+  if (addresses.empty() || addresses.size() > NM_POD_ADDRESSES)
+    return fail(fmt::format("pod with namespace cookie {}: {} addresses; 1 to {} are supported", netns_cookie,
+                            addresses.size(), NM_POD_ADDRESSES));
+  nm_pod pod{};
+  for (const Addr& address : addresses) {
+    if (address.is_loopback() || address.is_unspecified())
+      return fail(fmt::format("pod with namespace cookie {}: {} cannot be a pod's address", netns_cookie,
+                              address.to_string()));
+    std::memcpy(pod.addresses[pod.address_count++], address.bytes.data(), address.bytes.size());
+  }
+  pod.enrolment = enrolment;
+  return state_->map("pods").set(netns_cookie, pod);
+}
+
+Result<> Capture::remove_pod(uint64_t netns_cookie) {
+  if (auto done = unsteer(netns_cookie); !done) return done;
+  for (int kind = 0; kind < NM_LISTENER_COUNT; kind++)
+    if (auto done = clear_listener(netns_cookie, static_cast<nm_listener>(kind)); !done) return done;
+  return state_->map("pods").erase(netns_cookie);
+}
+
+Result<> Capture::steer(int netns_fd, uint64_t netns_cookie) {
+  struct stat st{};
+  if (::fstat(netns_fd, &st) != 0)
+    return fail_errno(fmt::format("pod with namespace cookie {}: its namespace", netns_cookie));
+  auto program = load_steer(state_->pins.maps(), netns_cookie);
+  if (!program) return std::unexpected(program.error());
+  auto link =
+      Link::attach(program->get(), netns_fd, BPF_SK_LOOKUP, st.st_ino, state_->pins.steer(netns_cookie));
+  if (!link) return std::unexpected(link.error());
+  state_->steering.insert_or_assign(netns_cookie, std::move(*link));
+  return {};
+}
+
+Result<> Capture::unsteer(uint64_t netns_cookie) {
+  auto found = state_->steering.find(netns_cookie);
+  if (found == state_->steering.end()) return {};
+  auto gone = found->second.detach();
+  if (gone) state_->steering.erase(found);
+  return gone;
+}
+
+bool Capture::steered(uint64_t netns_cookie) const {
+  return state_->steering.contains(netns_cookie);
+}
+
+Result<> Capture::set_listener(uint64_t netns_cookie, nm_listener kind, int listener_fd) {
+  auto cookie = kernel::netns_cookie(listener_fd);
+  if (!cookie) return std::unexpected(cookie.error());
+  if (*cookie != netns_cookie)
+    return fail(
+        fmt::format("{} listener of the pod with namespace cookie {}: the socket was made in namespace {}",
+                    kListenerNames[kind], netns_cookie, *cookie));
+  auto done =
+      state_->map("listeners").set(listener_key(netns_cookie, kind), static_cast<uint64_t>(listener_fd));
+  if (!done && done.error().reason != Reason::MAP_FULL)
+    done.error().message += fmt::format(
+        " ({} listener of the pod with namespace cookie {}; it must be a TCP socket that listens)",
+        kListenerNames[kind], netns_cookie);
+  return done;
+}
+
+Result<> Capture::clear_listener(uint64_t netns_cookie, nm_listener kind) {
+  return state_->map("listeners").erase(listener_key(netns_cookie, kind));
+}
+
+bool Capture::has_listener(uint64_t netns_cookie, nm_listener kind) const {
+  uint64_t socket_cookie = 0;
+  return state_->map("listeners").get(listener_key(netns_cookie, kind), socket_cookie);
+}
+
+Result<> Capture::set_probe(const SockAddr& pod_port) {
+  return state_->map("probes").set(probe_key(pod_port), uint8_t{1});
+}
+
+Result<> Capture::clear_probe(const SockAddr& pod_port) {
+  return state_->map("probes").erase(probe_key(pod_port));
+}
+
+std::vector<Capture::Pod> Capture::pods() const {
+  std::vector<Pod> all;
+  for (uint64_t cookie : state_->map("pods").keys<uint64_t>()) {
+    nm_pod pod{};
+    if (!state_->map("pods").get(cookie, pod)) continue;
+    Pod& out = all.emplace_back(cookie, std::vector<Addr>{}, static_cast<nm_enrolment>(pod.enrolment));
+    for (uint32_t i = 0; i < std::min<uint32_t>(pod.address_count, NM_POD_ADDRESSES); i++)
+      std::memcpy(out.addresses.emplace_back().bytes.data(), pod.addresses[i], sizeof(pod.addresses[i]));
+  }
+  return all;
+}
+
+std::vector<Capture::Cgroup> Capture::cgroups() const {
+  std::vector<Cgroup> all;
+  for (uint64_t id : state_->map("cgroups").keys<uint64_t>()) {
+    nm_cgroup cgroup{};
+    if (state_->map("cgroups").get(id, cgroup))
+      all.emplace_back(id, static_cast<nm_enrolment>(cgroup.enrolment));
+  }
+  return all;
+}
+
+std::vector<uint64_t> Capture::agents() const {
+  return state_->map("agents").keys<uint64_t>();
+}
+
+std::vector<SockAddr> Capture::probes() const {
+  std::vector<SockAddr> all;
+  for (const nm_probe_key& key : state_->map("probes").keys<nm_probe_key>()) {
+    SockAddr& out = all.emplace_back();
+    std::memcpy(out.ip.bytes.data(), key.address, sizeof(key.address));
+    out.port = key.port;
+  }
+  return all;
+}
+
+std::vector<uint64_t> Capture::steered_pods() const {
+  std::vector<uint64_t> all;
+  for (const auto& [cookie, link] : state_->steering) all.push_back(cookie);
+  return all;
+}
+
+Counted Capture::read_counters() const {
+  return {state_->map("drops").sums(NM_REASON_COUNT), state_->map("counters").sums(NM_COUNT_COUNTERS)};
+}
+
+std::vector<Finding> Capture::audit() const {
+  std::vector<Finding> findings;
+  for (const Hook& hook : kHooks) {
+    auto link = state_->links.find(hook.name);
+    if (link == state_->links.end()) continue;
+    audit_hook(hook, link->second, hook.kubelet ? state_->kubelet.get() : state_->kubepods.get(), findings);
+  }
+  for (const auto& [cookie, link] : state_->steering) audit_steering(cookie, link, findings);
+  return findings;
+}
+
+Result<> Capture::detach_all() {
+  state_->links.clear();
+  state_->steering.clear();
+  return state_->pins.remove();
+}
+
+Result<uint64_t> netns_cookie(int socket_fd) {
+  uint64_t cookie = 0;
+  socklen_t length = sizeof(cookie);
+  if (::getsockopt(socket_fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) != 0)
+    return fail_errno("network namespace cookie of a socket (SO_NETNS_COOKIE needs Linux 5.14)");
+  return cookie;
+}
+
+}  // namespace nodemesh::kernel

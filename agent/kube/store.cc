@@ -1,0 +1,180 @@
+#include "kube/store.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace nodemesh::kube {
+namespace {
+
+std::tuple<std::string_view, std::string_view> place(const Entry& entry) {
+  return {entry.object->key.ns, entry.object->key.name};
+}
+
+void check_scope(const Object& object, const Kind& kind, Problems& problems) {
+  const Node* metadata = object.root.find("metadata");
+  Problem problem{.line = object.line, .field = "metadata.namespace"};
+  if (metadata) problem.line = metadata->line, problem.column = metadata->column;
+  if (kind.namespaced && object.key.ns.empty()) {
+    problem.message = "is required but missing";
+    problem.fix = "write the namespace that the " + object.key.kind + " belongs to";
+    problems.push_back(problem);
+  } else if (!kind.namespaced && !object.key.ns.empty()) {
+    problem.message = "a " + object.key.kind + " has no namespace";
+    problem.fix = "remove metadata.namespace";
+    problems.push_back(problem);
+  }
+}
+
+void check_version(const Object& object, const Kind& kind, Problems& problems) {
+  if (std::ranges::find(kind.versions, object.version) != kind.versions.end()) return;
+  std::string allowed;
+  for (auto version : kind.versions) allowed += (allowed.empty() ? "" : ", ") + std::string(version);
+  const Node* node = object.root.find("apiVersion");
+  report(problems, Severity::error, node ? *node : object.root, "unknown version \"" + object.version + "\" of " + object.key.kind,
+         "use one of " + allowed);
+}
+
+}  // namespace
+
+const Kind* Store::find_kind(const ObjectKey& key) const {
+  auto found = std::ranges::find_if(kinds_, [&](const Kind& kind) { return kind.name == key.kind && kind.group == key.group; });
+  return found == kinds_.end() ? nullptr : &*found;
+}
+
+Store::Version Store::read(std::shared_ptr<const Object> object, const Version* before) const {
+  Version version{.newest = object, .problems = object->problems};
+  const Kind* kind = find_kind(object->key);
+  if (!kind) {
+    version.known_kind = false;
+    std::string group = object->key.group.empty() ? "" : " of " + object->key.group;
+    version.problems.push_back({.severity = Severity::warning, .file = object->file, .line = object->line, .field = "kind",
+                                .message = "the kind " + object->key.kind + group + " is not read, the object is ignored",
+                                .fix = "remove it, or check kind and apiVersion for a typing error"});
+    return version;
+  }
+  check_scope(*object, *kind, version.problems);
+  check_version(*object, *kind, version.problems);
+  std::shared_ptr<const Decoded> decoded;
+  if (kind->read) {
+    Fields fields(&object->root, version.problems);
+    fields.ignore({"apiVersion", "kind", "metadata"});
+    decoded = kind->read(*object, fields, version.problems);
+  }
+  for (auto& problem : version.problems) problem.file = object->file;
+  if (!has_error(version.problems)) {
+    version.good = {std::move(object), std::move(decoded)};
+  } else if (before) {
+    version.good = before->good;
+  }
+  return version;
+}
+
+// After a document of the file could not be read, the objects that are not in the file any more may just be those.
+void Store::keep_last_good(File& file, const File& before) const {
+  for (const auto& old : before.versions) {
+    bool present = std::ranges::any_of(file.versions, [&](const Version& v) { return v.newest->key == old.newest->key; });
+    if (present || !old.good.object) continue;
+    Version kept = old;
+    kept.problems.push_back({.severity = Severity::error, .file = old.newest->file, .line = old.newest->line,
+                             .message = "not found in the file while part of it cannot be read; the last good version stays",
+                             .fix = "correct line " + std::to_string(file.problems.front().line) + ": " + file.problems.front().message});
+    if (has_error(old.problems)) kept.problems = old.problems;
+    file.versions.push_back(std::move(kept));
+  }
+}
+
+bool Store::set_file(const std::string& file, Manifest manifest) {
+  File& current = files_[file];
+  File next;
+  next.problems = std::move(manifest.problems);
+  std::map<ObjectKey, const Version*> before;
+  for (const auto& version : current.versions) before.emplace(version.newest->key, &version);
+  bool changed = next.problems != current.problems || manifest.objects.size() != current.versions.size();
+  for (size_t i = 0; i < manifest.objects.size(); ++i) {
+    auto& object = manifest.objects[i];
+    auto found = before.find(object->key);
+    const Version* old = found == before.end() ? nullptr : found->second;
+    if (old && old->newest->root == object->root) {
+      next.versions.push_back(*old);
+    } else {
+      next.versions.push_back(read(std::move(object), old));
+      changed = true;
+    }
+  }
+  if (!next.problems.empty()) keep_last_good(next, current);
+  current = std::move(next);
+  if (changed) publish();
+  return changed;
+}
+
+bool Store::fail_file(const std::string& file, Problem problem) {
+  problem.file = file;
+  Problems problems{std::move(problem)};
+  if (files_[file].problems == problems) return false;
+  files_[file].problems = std::move(problems);
+  publish();
+  return true;
+}
+
+bool Store::remove_file(const std::string& file) {
+  if (files_.erase(file) == 0) return false;
+  publish();
+  return true;
+}
+
+void Store::publish() {
+  ++generation_;
+  Claims claims;  // who is in force; the first file by name wins, which does not depend on the order of edits
+  for (const auto& [name, file] : files_) {
+    for (const auto& version : file.versions) {
+      if (version.good.object) claims.try_emplace(version.newest->key, &version);
+    }
+  }
+  in_force_.clear();
+  for (const auto& [key, version] : claims) in_force_[key.kind].push_back(version->good);
+  for (auto& [kind, entries] : in_force_) std::ranges::sort(entries, {}, place);
+  size_ = claims.size();
+  statuses_.clear();
+  for (const auto& [name, file] : files_) {
+    for (const auto& problem : file.problems) {
+      statuses_.push_back({.file = name, .line = problem.line, .state = Status::State::refused, .problems = {problem}});
+    }
+    for (const auto& version : file.versions) statuses_.push_back(status_of(version, claims));
+  }
+}
+
+Status Store::status_of(const Version& version, const Claims& claims) const {
+  using enum Status::State;
+  const auto& object = *version.newest;
+  Status status{.kind = object.key.kind, .ns = object.key.ns, .name = object.key.name, .file = object.file,
+                .line = object.line, .problems = version.problems};
+  auto claim = claims.find(object.key);
+  if (!version.known_kind) {
+    status.state = ignored;
+  } else if (has_error(version.problems)) {
+    status.state = version.good.object ? stale : refused;
+  } else if (claim != claims.end() && claim->second != &version) {
+    const auto& other = *claim->second->newest;
+    status.state = ignored;
+    status.problems.push_back({.file = object.file, .line = object.line,
+                               .message = "the same object is in " + other.file + " line " + std::to_string(other.line) +
+                                          ", which stays in force",
+                               .fix = "remove one of the two"});
+  } else if (!version.problems.empty()) {
+    status.state = warned;
+  }
+  return status;
+}
+
+std::span<const Entry> Store::objects(std::string_view kind) const {
+  auto found = in_force_.find(kind);
+  return found == in_force_.end() ? std::span<const Entry>{} : std::span(found->second);
+}
+
+const Entry* Store::find(std::string_view kind, std::string_view ns, std::string_view name) const {
+  auto all = objects(kind);
+  auto found = std::ranges::lower_bound(all, std::tuple(ns, name), {}, place);
+  return found != all.end() && place(*found) == std::tuple(ns, name) ? &*found : nullptr;
+}
+
+}  // namespace nodemesh::kube

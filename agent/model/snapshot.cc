@@ -1,0 +1,73 @@
+#include "model/snapshot.h"
+
+#include <algorithm>
+
+namespace nodemesh::model {
+namespace {
+
+template <class Map, class Key>
+const auto& find_or_null(const Map& map, const Key& key) {
+  static const typename Map::mapped_type kNull;
+  auto found = map.find(key);
+  return found == map.end() ? kNull : found->second;
+}
+
+}  // namespace
+
+bool SnapshotContent::same_content(const SnapshotContent& other) const {
+  return node == other.node && mesh == other.mesh && workloads == other.workloads && services == other.services;
+}
+
+Snapshot::Snapshot(SnapshotContent content) : content_(std::move(content)) {
+  workload_by_address_.reserve(content_.workloads.size() * 2);
+  for (const auto& workload : content_.workloads) {
+    workload_by_uid_.emplace(workload->uid, workload);
+    workload_by_name_[workload->ns].emplace(workload->name, workload);
+    if (workload->host_network) continue;
+    for (const auto& address : workload->addresses) workload_by_address_.emplace(address, workload);
+  }
+  for (const auto& service : content_.services) {
+    service_by_name_[service->ns].emplace(service->name, service);
+    for (const auto& vip : service->vips) service_by_vip_.emplace(vip, service);
+    for (const auto& port : service->ports) {
+      for (const auto& endpoint : port.endpoints) {
+        auto [at, added] = service_by_endpoint_.emplace(endpoint.target(), service);
+        if (!added && at->second->vips.empty() && !service->vips.empty()) at->second = service;
+      }
+    }
+  }
+}
+
+const Shared<Workload>& Snapshot::find_workload(const Addr& address) const {
+  return find_or_null(workload_by_address_, address);
+}
+
+const Shared<Workload>& Snapshot::find_workload_by_uid(std::string_view uid) const {
+  return find_or_null(workload_by_uid_, uid);
+}
+
+const Shared<Workload>& Snapshot::find_workload(std::string_view ns, std::string_view name) const {
+  return find_or_null(find_or_null(workload_by_name_, ns), name);
+}
+
+const Shared<Service>& Snapshot::find_service(const Addr& vip) const { return find_or_null(service_by_vip_, vip); }
+
+const Shared<Service>& Snapshot::find_service(std::string_view ns, std::string_view name) const {
+  return find_or_null(find_or_null(service_by_name_, ns), name);
+}
+
+ServiceAddress Snapshot::find_service_port(const SockAddr& vip) const {
+  const auto& service = find_service(vip.ip);
+  if (!service) return {};
+  return {service.get(), service->find_port(vip.port)};
+}
+
+const Shared<Service>& Snapshot::find_service_of_endpoint(const SockAddr& endpoint) const {
+  return find_or_null(service_by_endpoint_, endpoint);
+}
+
+bool Snapshot::in_cluster(const Addr& address) const {
+  return std::ranges::any_of(content_.mesh.cluster_cidrs, [&](const Cidr& cidr) { return cidr.contains(address); });
+}
+
+}  // namespace nodemesh::model

@@ -1,0 +1,309 @@
+#include "proxy/control.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <random>
+
+#include "base/log.h"
+#include "identity/vault.h"
+#include "io/socket.h"
+#include "translate/status.h"
+
+namespace nodemesh::proxy {
+namespace {
+
+constexpr auto kTick = seconds(1);
+
+identity::CredentialStore::Settings store_settings(const ControlOptions& options) {
+  identity::CredentialStore::Settings settings;
+  settings.lifetime = options.certificate_lifetime;
+  return settings;
+}
+
+size_t descriptor_limit() {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? static_cast<size_t>(limit.rlim_cur) : 1024;
+}
+
+telemetry::LogFormat log_format(const model::AccessLog& settings) {
+  if (settings.file.empty()) return telemetry::LogFormat::off;
+  return settings.json ? telemetry::LogFormat::json : telemetry::LogFormat::text;
+}
+
+}  // namespace
+
+Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions options, telemetry::Metrics& metrics,
+                 telemetry::AccessLog& access_log, telemetry::Denials& denials)
+    : reactor_(reactor),
+      clock_(clock),
+      options_(std::move(options)),
+      metrics_(metrics),
+      access_log_(access_log),
+      denials_(denials),
+      mailbox_(reactor),
+      store_(translate::kinds()),
+      folder_(reactor, options_.config_dir, store_, [this] { reconfigure(); }),
+      ca_(reactor, {.target = {.unix_path = options_.ca_socket}}),
+      credentials_(
+          reactor, clock, ca_, store_settings(options_),
+          [this](const std::string& uri, std::shared_ptr<const tls::Credential> credential) {
+            publish_credential(uri, std::move(credential));
+          },
+          [this](std::shared_ptr<const tls::TrustBundle> trust) { publish_trust(std::move(trust)); }),
+      link_(reactor, *this, options_.run_dir + "/warden.sock", static_cast<uint32_t>(options_.workers),
+            options_.warden_uid),
+      ticker_([this] { tick(); }),
+      drain_timer_([this] {
+        if (drained_) std::exchange(drained_, nullptr)();
+      }) {}
+
+Control::~Control() {
+  for (auto& worker : workers_) worker->stop_and_join();
+}
+
+Result<> Control::start() {
+  std::random_device seed;
+  for (size_t i = 0; i < options_.workers; ++i) {
+    WorkerOptions worker{.number = i, .descriptor_limit = descriptor_limit(),
+                         .seed = (uint64_t{seed()} << 32) | seed(), .hbone_times = options_.hbone_times};
+    workers_.push_back(std::make_unique<Worker>(worker, clock_, static_cast<ControlPort&>(*this), metrics_.shard(i), access_log_, denials_,
+                                                std::vector{options_.trust_domain}));
+    if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
+  }
+  if (auto keys = tls::TicketKeys::random(); keys) ticket_keys_ = *keys;
+  if (auto started = folder_.start(); !started) return started;
+  for (auto& worker : workers_) worker->start();
+  publish_ticket_keys();
+  reconfigure();
+  ticker_.arm(reactor_, kTick);
+  return {};
+}
+
+void Control::reconfigure() {
+  auto translation = translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
+  translate::log_new_problems(statuses_, translation.statuses);
+  statuses_ = std::move(translation.statuses);
+  bool changed = translation.snapshot != snapshot_;
+  snapshot_ = std::move(translation.snapshot);
+  metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
+  if (!changed) return;
+  access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
+  for (auto& worker : workers_) {
+    worker->post([&to = *worker, snapshot = snapshot_]() mutable { to.set_snapshot(std::move(snapshot)); });
+  }
+  want_identities();
+  log::info(log::Component::config, "configuration in force",
+            {{"generation", snapshot_->generation()}, {"workloads", snapshot_->workloads().size()},
+             {"services", snapshot_->services().size()}, {"rejected", rejected()}});
+}
+
+size_t Control::rejected() const {
+  return static_cast<size_t>(std::ranges::count_if(statuses_, [](const kube::Status& status) {
+    return status.state == kube::Status::State::refused || status.state == kube::Status::State::stale;
+  }));
+}
+
+// An identity for every service account that has an enrolled pod on this node.
+void Control::want_identities() {
+  std::set<std::string> wanted;
+  for (const auto& workload : snapshot_->workloads()) {
+    if (workload->enrolled && workload->node == options_.node) wanted.insert(workload->identity);
+  }
+  credentials_.set_wanted(std::move(wanted));
+}
+
+void Control::publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential) {
+  if (credential != nullptr) {
+    metrics_.set_certificate(uri, credential->not_after());
+  } else {
+    metrics_.remove_certificate(uri);
+  }
+  for (auto& worker : workers_) {
+    worker->post([&to = *worker, uri, credential] { to.set_credential(uri, credential); });
+  }
+  keys_dirty_ = true;
+}
+
+void Control::publish_trust(std::shared_ptr<const tls::TrustBundle> trust) {
+  for (auto& worker : workers_) {
+    worker->post([&to = *worker, trust] { to.set_trust(trust); });
+  }
+  keys_dirty_ = true;
+}
+
+void Control::publish_ticket_keys() {
+  for (auto& worker : workers_) {
+    worker->post([&to = *worker, keys = ticket_keys_] { to.server_tls->set_ticket_keys(keys); });
+  }
+  keys_dirty_ = true;
+}
+
+// The successor of this process starts with what the warden holds.
+void Control::store_keys() {
+  if (!link_.connected() || !pods_known_) return;
+  keys_dirty_ = false;
+  auto contents = credentials_.contents();
+  contents.ticket_keys = ticket_keys_;
+  auto vault = identity::write_vault(contents);
+  if (!vault) return log::warn(log::Component::identity, "keys cannot be kept for a restart", {{"error", vault.error().message}});
+  link_.store_keys(vault->get());
+}
+
+void Control::tick() {
+  if (keys_dirty_) store_keys();
+  link_.want_kernel_stats();
+  std::set<std::pair<std::string, std::string>> live;
+  for (const auto& workload : snapshot_->workloads()) live.emplace(workload->ns, workload->workload_name);
+  if (drained_) ask_open();
+  metrics_.expire([&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
+  ticker_.arm(reactor_, kTick);
+}
+
+void Control::ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) {
+  mailbox_.post([this, worker, cookie, kind, count] {
+    if (link_.want_sockets(cookie, kind, count)) {
+      askers_[{cookie, kind}].push_back(worker);
+      return;
+    }
+    workers_[worker]->post([&to = *workers_[worker], cookie, kind] { to.add_sockets(cookie, kind, {}, Reason::NO_SOCKET); });
+  });
+}
+
+void Control::on_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason) {
+  auto found = askers_.find({cookie, kind});
+  if (found == askers_.end() || found->second.empty()) return;
+  Worker& asker = *workers_[found->second.front()];
+  found->second.erase(found->second.begin());
+  asker.post([&asker, cookie, kind, sockets = std::move(sockets), reason]() mutable {
+    asker.add_sockets(cookie, kind, std::move(sockets), reason);
+  });
+}
+
+void Control::on_warden_connected(const warden::Welcome& welcome) {
+  log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
+  keys_dirty_ = true;
+}
+
+void Control::on_keys(Fd keys) {
+  // Only a fresh process needs them: one that has served since keeps its own.
+  if (!keys || pods_known_ || credentials_.trust() != nullptr) return;
+  std::vector<std::string> dropped;
+  auto contents = identity::read_vault(keys.get(), &dropped);
+  if (!contents) {
+    return log::warn(log::Component::identity, "keys of the process before cannot be used", {{"error", contents.error().message}});
+  }
+  for (const auto& why : dropped) log::warn(log::Component::identity, "a kept key cannot be used", {{"error", why}});
+  credentials_.adopt(*contents);
+  if (contents->ticket_keys != nullptr) {
+    ticket_keys_ = contents->ticket_keys;
+    publish_ticket_keys();
+  }
+  log::info(log::Component::identity, "took over keys", {{"certificates", contents->credentials.size()}});
+}
+
+void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
+  auto& announced = pods_[pod.cookie];
+  announced = {.pod = pod};
+  for (size_t kind = 0; kind < listeners.size(); ++kind) {
+    if (!listeners[kind].empty()) announced.ports[kind] = io::local_address(listeners[kind].front().get()).port;
+  }
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    std::vector<Fd> mine;
+    for (auto& kind : listeners) {
+      if (i < kind.size()) mine.push_back(std::move(kind[i]));
+    }
+    workers_[i]->post([&to = *workers_[i], pod, mine = std::move(mine)]() mutable { to.add_pod(pod, std::move(mine)); });
+  }
+  link_.takeover_ready(pod.cookie);
+  log::info(log::Component::proxy, "pod in the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
+}
+
+void Control::on_pod_update(warden::Pod pod) {
+  auto& announced = pods_[pod.cookie];
+  announced.pod = pod;
+  if (!pod.enrolled) announced.closing = workers_.size(), announced.ports = {};
+  for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.update_pod(pod); });
+  if (!pod.enrolled) log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
+}
+
+void Control::on_pod_gone(uint64_t cookie) {
+  auto found = pods_.find(cookie);
+  if (found != pods_.end()) {
+    log::info(log::Component::proxy, "pod gone", {{"namespace", found->second.pod.ns}, {"pod", found->second.pod.name}});
+  }
+  pods_[cookie].closing = workers_.size();
+  for (auto& worker : workers_) worker->post([&to = *worker, cookie] { to.remove_pod(cookie); });
+}
+
+void Control::pod_closed(size_t, uint64_t cookie) {
+  mailbox_.post([this, cookie] {
+    auto found = pods_.find(cookie);
+    if (found == pods_.end() || found->second.closing == 0) return;
+    if (--found->second.closing > 0) return;
+    link_.pod_gone_ack(cookie);
+    pods_.erase(found);
+  });
+}
+
+void Control::on_kernel_stats(const warden::KernelStats& stats) {
+  metrics_.set_kernel(std::span(stats.drops).first(NM_REASON_COUNT), std::span(stats.counters).first(NM_COUNT_COUNTERS));
+}
+
+void Control::on_snapshot_sent() {
+  pods_known_ = true;
+  keys_dirty_ = true;
+}
+
+void Control::on_warden_closed(const Error& why) {
+  // Whoever waits for sockets must not wait for a warden that never heard of it.
+  for (auto& [key, askers] : std::exchange(askers_, {})) {
+    for (size_t asker : askers) {
+      workers_[asker]->post([&to = *workers_[asker], key] { to.add_sockets(key.first, key.second, {}, Reason::NO_SOCKET); });
+    }
+  }
+  log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
+}
+
+std::vector<std::string> Control::not_ready() const {
+  std::vector<std::string> reasons;
+  if (snapshot_ == nullptr || snapshot_->generation() == 0) reasons.push_back("no configuration has been read");
+  if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
+  for (const auto& status : credentials_.status()) {
+    if (status.serial.empty()) reasons.push_back("no certificate yet for " + status.uri + (status.last_error.empty() ? "" : ": " + status.last_error));
+  }
+  return reasons;
+}
+
+std::vector<Control::ListenerRow> Control::listeners() const {
+  std::vector<ListenerRow> rows;
+  for (const auto& [cookie, announced] : pods_) {
+    for (size_t kind = 0; kind < announced.ports.size(); ++kind) {
+      if (announced.ports[kind] == 0) continue;
+      rows.push_back({announced.pod.ns, announced.pod.name, static_cast<nm_listener>(kind), announced.ports[kind]});
+    }
+  }
+  return rows;
+}
+
+// Asks every worker how many connections are open; the last answer of none ends the drain.
+void Control::ask_open() {
+  auto total = std::make_shared<size_t>(0);
+  auto left = std::make_shared<size_t>(workers_.size());
+  for (auto& worker : workers_) {
+    worker->post([this, &of = *worker, total, left] {
+      mailbox_.post([this, open = of.open_connections(), total, left] {
+        *total += open;
+        if (--*left == 0 && *total == 0 && drained_) drain_timer_.arm(reactor_, milliseconds(0));
+      });
+    });
+  }
+}
+
+void Control::drain(milliseconds limit, std::move_only_function<void()> done) {
+  drained_ = std::move(done);
+  for (auto& worker : workers_) worker->post([&to = *worker] { to.drain(); });
+  drain_timer_.arm(reactor_, limit);
+}
+
+}  // namespace nodemesh::proxy

@@ -1,0 +1,126 @@
+// The control thread of a proxy: keeps configuration, identities and the warden's word on pods, and publishes each as
+// immutable values to the workers. It sits on no data path: with it stopped, workers serve on with what they have.
+// Owns the workers. Everything runs on its reactor's thread but what ControlPort says.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "identity/ca_client.h"
+#include "identity/store.h"
+#include "io/mailbox.h"
+#include "io/reactor.h"
+#include "kube/folder.h"
+#include "kube/store.h"
+#include "proxy/worker.h"
+#include "telemetry/access_log.h"
+#include "telemetry/denials.h"
+#include "telemetry/registry.h"
+#include "translate/translate.h"
+#include "warden/channel.h"
+
+namespace nodemesh::proxy {
+
+struct ControlOptions {
+  std::string config_dir;
+  std::string node;
+  std::string run_dir;
+  std::string ca_socket;  // unix path of the certificate authority
+  std::string trust_domain = "cluster.local";
+  size_t workers = 2;
+  uid_t warden_uid = 0;
+  seconds certificate_lifetime{24 * 3600};
+  http::HboneTimes hbone_times;
+};
+
+class Control final : private ControlPort, private warden::WardenLinkEvents {
+ public:
+  Control(io::Reactor& reactor, const Clock& clock, ControlOptions options, telemetry::Metrics& metrics,
+          telemetry::AccessLog& access_log, telemetry::Denials& denials);
+  ~Control();
+
+  // Reads the folder, starts the workers, connects to the warden. Errors are one sentence for the operator.
+  Result<> start();
+  // No new connections; `done` runs when none is left or `limit` has passed.
+  void drain(milliseconds limit, std::move_only_function<void()> done);
+
+  // For the admin port; on the control thread.
+  const std::shared_ptr<const model::Snapshot>& snapshot() const { return snapshot_; }
+  const std::vector<kube::Status>& statuses() const { return statuses_; }
+  const identity::CredentialStore& credentials() const { return credentials_; }
+  bool warden_connected() const { return link_.connected(); }
+  // Why the proxy is not ready; empty when it is.
+  std::vector<std::string> not_ready() const;
+  struct ListenerRow {
+    std::string ns, name;
+    nm_listener kind;
+    uint16_t port;
+  };
+  std::vector<ListenerRow> listeners() const;
+  std::vector<std::unique_ptr<Worker>>& workers() { return workers_; }
+  // Any thread.
+  void post(std::move_only_function<void()> work) { mailbox_.post(std::move(work)); }
+
+ private:
+  struct Announced {
+    warden::Pod pod;
+    std::array<uint16_t, NM_LISTENER_COUNT> ports{};
+    size_t closing = 0;  // workers that have not closed it yet
+  };
+
+  void ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) override;
+  void pod_closed(size_t worker, uint64_t cookie) override;
+  Worker& worker(size_t number) override { return *workers_[number]; }
+  size_t worker_count() const override { return options_.workers; }
+
+  void on_warden_connected(const warden::Welcome& welcome) override;
+  void on_pod_add(warden::Pod pod, warden::PodListeners listeners) override;
+  void on_pod_update(warden::Pod pod) override;
+  void on_pod_gone(uint64_t cookie) override;
+  void on_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason) override;
+  void on_keys(Fd keys) override;
+  void on_kernel_stats(const warden::KernelStats& stats) override;
+  void on_snapshot_sent() override;
+  void on_warden_closed(const Error& why) override;
+
+  void reconfigure();
+  void want_identities();
+  void publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
+  void publish_trust(std::shared_ptr<const tls::TrustBundle> trust);
+  void publish_ticket_keys();
+  void store_keys();
+  void tick();
+  void ask_open();
+  size_t rejected() const;
+
+  io::Reactor& reactor_;
+  const Clock& clock_;
+  const ControlOptions options_;
+  telemetry::Metrics& metrics_;
+  telemetry::AccessLog& access_log_;
+  telemetry::Denials& denials_;
+  io::Mailbox mailbox_;
+  kube::Store store_;
+  kube::Folder folder_;
+  std::shared_ptr<const model::Snapshot> snapshot_;
+  std::vector<kube::Status> statuses_;
+  identity::CaClient ca_;
+  identity::CredentialStore credentials_;
+  std::shared_ptr<const tls::TicketKeys> ticket_keys_;
+  warden::WardenLink link_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::map<uint64_t, Announced> pods_;
+  // Workers waiting for sockets, in the order they asked; the warden answers in order.
+  std::map<std::pair<uint64_t, warden::SocketKind>, std::vector<size_t>> askers_;
+  bool pods_known_ = false, keys_dirty_ = false;
+  io::Timer ticker_;
+  io::Timer drain_timer_;
+  std::move_only_function<void()> drained_;
+};
+
+}  // namespace nodemesh::proxy

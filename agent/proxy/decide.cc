@@ -1,0 +1,60 @@
+#include "proxy/decide.h"
+
+namespace nodemesh::proxy {
+namespace {
+
+Result<OutboundDecision> transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
+  if (decision.workload == nullptr || decision.workload->mesh == model::Mesh::none) return decision;
+  if (decision.workload->mesh == model::Mesh::unknown) {
+    return fail(Reason::PEER_UNKNOWN, "it is not known whether " + decision.target.to_string() + " is in the mesh");
+  }
+  decision.transport = decision.workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
+  return decision;
+}
+
+std::string name_of(const model::Origin& origin) { return origin.ns + "/" + origin.name; }
+
+}  // namespace
+
+Result<OutboundDecision> decide_outbound(const model::Snapshot& snapshot, const Destination& destination,
+                                         const Addr& client, upstream::Balancer& balancer) {
+  OutboundDecision decision{.target = destination.dialled, .workload = destination.workload,
+                            .service = destination.service, .port = destination.port};
+  if (destination.port == nullptr) return transport_to(snapshot, std::move(decision));
+  decision.endpoint = balancer.pick(*destination.service, *destination.port, destination.dialled.ip, client);
+  if (decision.endpoint == nullptr) {
+    return fail(Reason::NO_ENDPOINTS, "Service " + destination.service->ns + "/" + destination.service->name +
+                                          " port " + std::to_string(destination.port->port) +
+                                          " has no endpoint that may serve");
+  }
+  decision.target = decision.endpoint->target();
+  decision.workload = decision.endpoint->workload;
+  return transport_to(snapshot, std::move(decision));
+}
+
+Admission admit(const model::Workload& server, const model::PeerFacts& facts) {
+  Admission admission;
+  if (server.policy == nullptr) {
+    return {false, Reason::POLICY_UNSUPPORTED, "no policy is known for " + server.ns + "/" + server.name, ""};
+  }
+  model::Verdict verdict = model::authorize(*server.policy, facts);
+  admission.allow = verdict.allow;
+  admission.reason = verdict.reason;
+  if (verdict.origin != nullptr) admission.policy = name_of(*verdict.origin);
+  if (!verdict.allow) {
+    admission.detail = std::string(reason_text(verdict.reason));
+    if (verdict.origin != nullptr) admission.detail += ": " + verdict.origin->kind + " " + admission.policy;
+    if (verdict.rule >= 0) admission.detail += " rule " + std::to_string(verdict.rule);
+  }
+  return admission;
+}
+
+Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local) {
+  auto target = SockAddr::parse(authority);
+  if (!target || target->port == 0) return fail(Reason::BAD_AUTHORITY, "authority is not ip:port");
+  if (target->ip != local) return fail(Reason::WRONG_DESTINATION, "authority names another address than this pod's");
+  if (target->port == NM_HBONE_PORT) return fail(Reason::LOOP, "authority names the HBONE port");
+  return *target;
+}
+
+}  // namespace nodemesh::proxy

@@ -1,0 +1,242 @@
+#include "proxy/outbound.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "io/socket.h"
+#include "proxy/connect.h"
+#include "proxy/identify.h"
+#include "proxy/worker.h"
+
+namespace nodemesh::proxy {
+namespace {
+
+constexpr auto kConnectTimeout = seconds(10);
+
+size_t owner_of(const upstream::TunnelKey& key, size_t workers) {
+  size_t hash = upstream::TunnelKeyHash{}(key);
+  return (hash ^ (hash >> 32)) % workers;
+}
+
+upstream::TunnelKey tunnel_key(uint64_t cookie, const SockAddr& target, const model::Workload& server) {
+  return {cookie, {target.ip, NM_HBONE_PORT}, server.ns + "/" + server.service_account};
+}
+
+}  // namespace
+
+void OutboundSession::begin(Worker& worker, Accepted accepted) {
+  PodState* pod = worker.find_pod(accepted.pod_cookie);
+  if (pod == nullptr) return io::close_with_reset(accepted.fd);
+  (new OutboundSession(worker, *pod, std::move(accepted)))->run(std::nullopt);
+}
+
+OutboundSession::OutboundSession(Worker& worker, PodState& pod, Accepted accepted)
+    : Session(worker, pod, telemetry::Direction::outbound),
+      client_(std::move(accepted.fd)),
+      timer_([this] { fail({Reason::CONNECT_TIMEOUT, "no connection to " + target_.to_string() + " in time"}); }) {
+  record_.src = accepted.peer;
+  record_.dst = accepted.local;
+}
+
+void OutboundSession::stop_waiting() {
+  timer_.cancel();
+  if (std::exchange(waiting_tunnel_, false)) worker_.pool->cancel(*this);
+  if (std::exchange(waiting_socket_, false)) {
+    pod_.stock.cancel(*this);
+    if (auto* server = worker_.find_pod(server_cookie_)) server->stock.cancel(*this);
+  }
+}
+
+void OutboundSession::run(std::optional<OutboundDecision> decided) {
+  if (auto made = decide(decided); !made) return fail(made.error());
+  if (hand_over(*decided)) return;
+  connect(*decided);
+}
+
+Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
+  record_.source = worker_.labels.workload(pod_.workload);
+  if (pod_.workload == nullptr) return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the client");
+  record_.source_identity = identity_of(pod_.workload);
+  for (const auto& own : pod_.info.addresses) {
+    if (record_.dst.ip == own) return nodemesh::fail(Reason::UNPUBLISHED, "the connection was not captured");
+  }
+  if (!decided) {
+    auto destination = identify_destination(*worker_.snapshot, record_.dst);
+    if (!destination) return std::unexpected(destination.error());
+    record_.service = worker_.labels.service(destination->service);
+    auto decision = decide_outbound(*worker_.snapshot, *destination, record_.src.ip, worker_.balancer);
+    if (!decision) return std::unexpected(decision.error());
+    decided = std::move(*decision);
+  }
+  record_.service = worker_.labels.service(decided->service);
+  record_.destination = worker_.labels.workload(decided->workload);
+  return {};
+}
+
+// All streams of one tunnel live on one worker: the connection moves there before its first byte is read.
+bool OutboundSession::hand_over(const OutboundDecision& decided) {
+  size_t workers = worker_.control.worker_count();
+  if (workers == 1 || decided.transport != Transport::hbone) return false;
+  size_t owner = owner_of(tunnel_key(pod_.info.cookie, decided.target, *decided.workload), workers);
+  if (owner == worker_.options.number) return false;
+  Worker& other = worker_.control.worker(owner);
+  OutboundDecision moved = decided;
+  moved.endpoint = nullptr;  // belongs to this worker's snapshot
+  moved.port = nullptr;
+  other.post([&other, accepted = Accepted{std::move(client_), pod_.info.cookie, record_.src, record_.dst},
+              moved = std::move(moved)]() mutable {
+    PodState* pod = other.find_pod(accepted.pod_cookie);
+    if (pod == nullptr) return io::close_with_reset(accepted.fd);
+    auto* session = new OutboundSession(other, *pod, std::move(accepted));
+    session->run(std::move(moved));
+  });
+  leave();
+  return true;
+}
+
+void OutboundSession::connect(const OutboundDecision& decided) {
+  target_ = decided.target;
+  transport_ = decided.transport;
+  server_ = decided.workload;
+  if (decided.endpoint != nullptr) hold_ = worker_.balancer.hold(*decided.service, *decided.port, *decided.endpoint);
+  switch (transport_) {
+    case Transport::same_node: return connect_same_node();
+    case Transport::hbone: return connect_hbone();
+    case Transport::passthrough: return connect_passthrough();
+  }
+}
+
+model::PeerFacts OutboundSession::facts() const {
+  return {.identity = model::PeerIdentity::parse(*record_.source_identity),
+          .source_ip = record_.src.ip,
+          .destination_ip = target_.ip,
+          .destination_port = target_.port,
+          .mtls = false,
+          .same_node = true};
+}
+
+void OutboundSession::connect_same_node() {
+  record_.path = telemetry::Path::same_node;
+  record_.destination_identity = identity_of(server_);
+  PodState* server = worker_.find_pod_by_uid(server_->uid);
+  if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is not on this node any more"});
+  server_cookie_ = server->info.cookie;
+  auto admission = admit(*server_, facts());
+  if (!admission.policy.empty()) record_.decided_by(admission.policy);
+  if (!admission.allow) return fail({admission.reason, admission.detail});
+  if (is_own_listener(*server, target_)) return fail({Reason::LOOP, "the destination is a listener of the mesh"});
+  timer_.arm(worker_.reactor, kConnectTimeout);
+  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));
+  waiting_socket_ = true;
+  Fd socket = server->stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
+  if (socket) on_socket(std::move(socket));
+}
+
+void OutboundSession::connect_passthrough() {
+  record_.path = telemetry::Path::passthrough;
+  timer_.arm(worker_.reactor, kConnectTimeout);
+  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));
+  waiting_socket_ = true;
+  Fd socket = pod_.stock.take(warden::SocketKind::out, worker_.reactor.now(), this);
+  if (socket) on_socket(std::move(socket));
+}
+
+void OutboundSession::on_socket(Fd socket) {
+  waiting_socket_ = false;
+  auto& relay = std::get<TcpRelay>(relay_);
+  int error;
+  if (transport_ == Transport::same_node) {
+    PodState* server = worker_.find_pod(server_cookie_);
+    if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is gone"});
+    error = connect_application(relay.server, std::move(socket), target_, record_.src.ip, *server);
+  } else {
+    error = relay.server.connect(std::move(socket), target_, nullptr, pod_.family);
+  }
+  if (error != EINPROGRESS) on_relay_connected(error);
+}
+
+void OutboundSession::on_relay_connected(int error) {
+  timer_.cancel();
+  if (error != 0) return fail({io::connect_reason(error), target_.to_string() + ": " + strerrordesc_np(error)});
+  auto& relay = std::get<TcpRelay>(relay_);
+  if (auto adopted = relay.client.adopt(std::move(client_)); !adopted) return fail(adopted.error());
+  record_.established();
+  relay.start();
+}
+
+void OutboundSession::connect_hbone() {
+  record_.path = telemetry::Path::hbone;
+  record_.hbone = {target_.ip, NM_HBONE_PORT};
+  if (pod_.credential == nullptr) return fail({Reason::NO_IDENTITY, "no certificate for " + pod_.workload->identity});
+  if (!timer_.armed()) timer_.arm(worker_.reactor, kConnectTimeout + seconds(10));
+  waiting_tunnel_ = true;
+  auto* connection = worker_.pool->acquire(pod_.pool_source(), tunnel_key(pod_.info.cookie, target_, *server_), *this);
+  if (connection != nullptr) on_tunnel(*connection);
+}
+
+void OutboundSession::on_tunnel(http::HboneConnection& connection) {
+  waiting_tunnel_ = false;
+  if (!std::holds_alternative<TunnelRelay>(relay_)) {
+    auto& relay = relay_.emplace<TunnelRelay>(TunnelRelay::Role::client, worker_.reactor, record_, static_cast<RelayOwner&>(*this));
+    if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
+  }
+  auto& relay = std::get<TunnelRelay>(relay_);
+  relay.attach(connection);
+  if (auto opened = open_tunnel_stream(connection, relay, target_, record_, pod_, worker_.random); !opened) {
+    return fail(opened.error());
+  }
+  stream_count_ = Counted(worker_.recorder.metrics.tunnel_streams_open);
+  bool ours = connection.ready() && connection.peer()->alpn == tls::Alpn::nm1;
+  if (ours) relay.allow_early_data();
+}
+
+void OutboundSession::on_tunnel_accepted(const http::HeaderBlock&) {
+  timer_.cancel();
+  fill_tls(*std::get<TunnelRelay>(relay_).connection());
+  record_.established();
+}
+
+void OutboundSession::fill_tls(const http::HboneConnection& connection) {
+  record_.tls_version = connection.tls_version();
+  record_.tls_cipher = connection.tls_cipher();
+  const auto& identity = connection.peer()->identity;
+  record_.destination_identity = {identity, &identity->uri};
+}
+
+void OutboundSession::on_tunnel_refused(const Error& error, bool processed) {
+  stream_count_ = {};
+  // Nobody looked at the request (GOAWAY, REFUSED_STREAM): once more on another connection is safe.
+  bool untouched = record_.from_client() == 0 && error.reason != Reason::TUNNEL_REFUSED;
+  if (!processed && untouched && !std::exchange(retried_, true) && error.reason == Reason::STREAM_RESET) {
+    return connect_hbone();
+  }
+  fail(error);
+}
+
+void OutboundSession::abort(const Error& error) { fail(error); }
+
+void OutboundSession::on_relay_done(const Error& error) {
+  stop_waiting();
+  end(error);
+}
+
+void OutboundSession::fail(const Error& error) {
+  stop_waiting();
+  if (client_) io::close_with_reset(client_);
+  if (auto* relay = std::get_if<TcpRelay>(&relay_)) relay->abort();
+  if (auto* relay = std::get_if<TunnelRelay>(&relay_)) relay->abort(http::H2Error::cancel);
+  end(error);
+}
+
+void OutboundSession::redecide() {
+  if (transport_ != Transport::same_node || server_ == nullptr) return;
+  const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
+  if (server == nullptr) return;  // the warden says when it is gone
+  server_ = server;
+  auto admission = admit(*server, facts());
+  if (admission.allow) return;
+  if (!admission.policy.empty()) record_.decided_by(admission.policy);
+  fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+}
+
+}  // namespace nodemesh::proxy

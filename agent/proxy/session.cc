@@ -1,0 +1,50 @@
+#include "proxy/session.h"
+
+#include "proxy/worker.h"
+
+namespace nodemesh::proxy {
+
+void SessionList::push(Session& session) {
+  session.previous_ = last_;
+  session.next_ = nullptr;
+  (last_ != nullptr ? last_->next_ : first_) = &session;
+  last_ = &session;
+  size_ += 1;
+}
+
+void SessionList::erase(Session& session) {
+  (session.previous_ != nullptr ? session.previous_->next_ : first_) = session.next_;
+  (session.next_ != nullptr ? session.next_->previous_ : last_) = session.previous_;
+  session.next_ = session.previous_ = nullptr;
+  size_ -= 1;
+}
+
+Session::Session(Worker& worker, PodState& pod, telemetry::Direction direction)
+    : worker_(worker), pod_(pod), record_(worker.recorder, direction) {
+  pod_.sessions.push(*this);
+}
+
+Session::~Session() {
+  if (ended_) return;
+  // Only at the end of the process: nobody is left to tell.
+  pod_.sessions.erase(*this);
+  record_.fail(Reason::SHUTDOWN);
+  record_.complete();
+}
+
+void Session::end(const Error& error) {
+  ended_ = true;
+  if (error.reason != Reason::NONE) record_.fail(error);
+  record_.complete();
+  pod_.sessions.erase(*this);
+  worker_.bury(std::unique_ptr<Session>(this));
+}
+
+void Session::leave() {
+  ended_ = true;
+  record_.discard();
+  pod_.sessions.erase(*this);
+  worker_.bury(std::unique_ptr<Session>(this));
+}
+
+}  // namespace nodemesh::proxy

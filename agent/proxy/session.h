@@ -1,0 +1,83 @@
+// What all connections of a worker have in common: a Record, a place in their pod's list, an end. A session owns its
+// sockets and its relay, and destroys itself by Worker::bury. Worker thread only.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "base/reason.h"
+#include "telemetry/record.h"
+
+namespace nodemesh::proxy {
+
+class Worker;
+struct PodState;
+class Session;
+
+// One more in a gauge while it lives.
+class Counted {
+ public:
+  Counted() = default;
+  explicit Counted(telemetry::Gauge& gauge) : gauge_(&gauge) { gauge_->add(1); }
+  Counted(Counted&& other) noexcept : gauge_(std::exchange(other.gauge_, nullptr)) {}
+  Counted& operator=(Counted&& other) noexcept {
+    std::swap(gauge_, other.gauge_);
+    return *this;
+  }
+  ~Counted() {
+    if (gauge_ != nullptr) gauge_->add(-1);
+  }
+
+ private:
+  telemetry::Gauge* gauge_ = nullptr;
+};
+
+// An intrusive list of the sessions of a pod, oldest first.
+class SessionList {
+ public:
+  SessionList() = default;
+  SessionList(const SessionList&) = delete;
+  SessionList& operator=(const SessionList&) = delete;
+  void push(Session& session);
+  void erase(Session& session);
+  Session* first() const { return first_; }
+  size_t size() const { return size_; }
+
+ private:
+  Session* first_ = nullptr;
+  Session* last_ = nullptr;
+  size_t size_ = 0;
+};
+
+class Session {
+ public:
+  Session(Worker& worker, PodState& pod, telemetry::Direction direction);
+  virtual ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Ends it now, abruptly, for this reason.
+  virtual void abort(const Error& error) = 0;
+  // Is it still allowed by the current snapshot? Calls abort() if not.
+  virtual void redecide() = 0;
+  Session* next() const { return next_; }
+  telemetry::Record& record() { return record_; }
+
+ protected:
+  // Completes the record and hands the session to be destroyed; call at most once, last.
+  void end(const Error& error);
+  // Ends without a record: the connection goes on in a session of another worker.
+  void leave();
+
+  Worker& worker_;
+  PodState& pod_;
+  telemetry::Record record_;
+
+ private:
+  friend class SessionList;
+  Session* next_ = nullptr;
+  Session* previous_ = nullptr;
+  bool ended_ = false;
+};
+
+}  // namespace nodemesh::proxy

@@ -1,0 +1,25 @@
+// The table of kinds; a new kind is one line here and a reader.
+#include "translate/core.h"
+#include "translate/istio.h"
+#include "translate/istio_authz.h"
+#include "translate/translate.h"
+
+namespace nodemesh::translate {
+
+std::span<const kube::Kind> kinds() {
+  static const kube::Kind kKinds[] = {
+      {"", "Namespace", {"v1"}, false, read_nothing_used},
+      {"", "Node", {"v1"}, false, read_node},
+      {"", "ServiceAccount", {"v1"}, true, read_nothing_used},
+      {"", "Pod", {"v1"}, true, read_pod},
+      {"", "Service", {"v1"}, true, read_service},
+      {"", "ConfigMap", {"v1"}, true, read_config_map},
+      {"discovery.k8s.io", "EndpointSlice", {"v1"}, true, read_endpoint_slice},
+      {"security.istio.io", "PeerAuthentication", {"v1", "v1beta1"}, true, read_peer_authentication},
+      {"security.istio.io", "AuthorizationPolicy", {"v1", "v1beta1"}, true, read_authorization_policy},
+      {"networking.istio.io", "DestinationRule", {"v1", "v1beta1", "v1alpha3"}, true, read_destination_rule},
+  };
+  return kKinds;
+}
+
+}  // namespace nodemesh::translate

@@ -1,0 +1,37 @@
+// From the objects in a Store to the immutable Snapshot that the data path uses, and a status for every object: a pure
+// function, run on the control thread after each change. Parts that did not change are taken over from the previous
+// snapshot, so that workers and sessions see the same pointers.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/addr.h"
+#include "kube/store.h"
+#include "model/snapshot.h"
+
+namespace nodemesh::translate {
+
+struct TranslateOptions {
+  std::string node;                           // the agent's own
+  std::string trust_domain = "cluster.local";  // unless MeshConfig says otherwise
+  std::string mesh_config_namespace = "istio-system";  // of ConfigMap `istio`; also the root namespace by default
+  std::string cluster_domain = "cluster.local";
+  std::vector<Cidr> cluster_cidrs;            // in addition to those of the Nodes
+};
+
+struct Translation {
+  std::shared_ptr<const model::Snapshot> snapshot;  // `previous` itself when nothing changed
+  std::vector<kube::Status> statuses;               // by file and line
+};
+
+// The kinds that are read; for the Store.
+std::span<const kube::Kind> kinds();
+
+Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
+                      const TranslateOptions& options);
+
+}  // namespace nodemesh::translate

@@ -1,0 +1,130 @@
+#include "translate/workloads.h"
+
+#include <algorithm>
+
+namespace nodemesh::translate {
+namespace {
+
+using kube::Object;
+using kube::Severity;
+
+constexpr const char* kDataplaneMode = "istio.io/dataplane-mode";
+
+void warn_of_unknown_mode(const Object& object, Reports& reports) {
+  auto mode = object.label(kDataplaneMode);
+  if (mode.empty() || mode == "ambient" || mode == "none") return;
+  reports.add(object, Severity::warning, "metadata.labels", "label " + std::string(kDataplaneMode) + " has the unknown value \"" +
+              std::string(mode) + "\" and has no effect", "write ambient or none");
+}
+
+bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Reports& reports) {
+  warn_of_unknown_mode(pod, reports);
+  auto mode = pod.label(kDataplaneMode);
+  bool wanted = mode == "ambient" || (mode != "none" && ns.label(kDataplaneMode) == "ambient");
+  if (!wanted) return false;
+  if (spec.host_network) return false;
+  if (pod.annotations.contains("sidecar.istio.io/status")) {
+    reports.add(pod, Severity::warning, "metadata.annotations", "the Pod has an Istio sidecar, so it is not enrolled",
+                "remove the sidecar, or label the Pod istio.io/dataplane-mode=none");
+    return false;
+  }
+  return true;
+}
+
+bool all_digits(std::string_view text, size_t min, size_t max) {
+  return text.size() >= min && text.size() <= max && std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c); });
+}
+
+// A ReplicaSet with the template hash in its name is a Deployment's; a Job whose name ends in a minute number is a
+// CronJob's.
+void name_owner(const Object& pod, model::Workload& workload) {
+  workload.workload_name = pod.key.name;
+  workload.workload_type = "pod";
+  const kube::OwnerReference* owner = nullptr;
+  for (const auto& candidate : pod.owners) {
+    if (candidate.controller || (pod.owners.size() == 1 && !owner)) owner = &candidate;
+  }
+  if (!owner || owner->name.empty()) return;
+  workload.workload_name = owner->name;
+  workload.workload_type = owner->kind;
+  std::ranges::transform(workload.workload_type, workload.workload_type.begin(), [](unsigned char c) { return std::tolower(c); });
+  auto suffix = owner->name.substr(std::min(owner->name.rfind('-'), owner->name.size()));
+  auto hash = pod.label("pod-template-hash");
+  if (owner->kind == "ReplicaSet" && !hash.empty() && suffix == "-" + std::string(hash)) {
+    workload.workload_type = "deployment";
+  } else if (owner->kind == "Job" && suffix.size() > 1 && all_digits(std::string_view(suffix).substr(1), 8, 10)) {
+    workload.workload_type = "cronjob";
+  } else {
+    return;
+  }
+  workload.workload_name.resize(owner->name.size() - suffix.size());
+}
+
+void name_for_telemetry(const Object& pod, model::Workload& workload) {
+  auto first_of = [&](std::initializer_list<const char*> labels, std::string_view fallback) {
+    for (auto label : labels) {
+      if (auto value = pod.label(label); !value.empty()) return std::string(value);
+    }
+    return std::string(fallback);
+  };
+  name_owner(pod, workload);
+  workload.workload_name = first_of({"service.istio.io/workload-name"}, workload.workload_name);
+  workload.app = first_of({"app", "app.kubernetes.io/name"}, "unknown");
+  workload.version = first_of({"version", "app.kubernetes.io/version"}, "unknown");
+  workload.canonical_name = first_of({"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}, workload.workload_name);
+  workload.canonical_revision = first_of({"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}, "latest");
+}
+
+void place(const kube::Store& store, model::Workload& workload) {
+  const auto* node = store.find("Node", "", workload.node);
+  if (!node) return;
+  workload.region = node->object->label("topology.kubernetes.io/region");
+  workload.zone = node->object->label("topology.kubernetes.io/zone");
+}
+
+// Which address, uid and network namespace are this Pod's, as far as no older object has them.
+void take_claims(const Object& pod, const PodSpec& spec, model::Workload& workload, Claims& claims) {
+  workload.uid = pod.key.ns + "/" + pod.key.name;
+  if (!pod.uid.empty() && claims.take("uid " + pod.uid, pod, "metadata.uid")) workload.uid = pod.uid;
+  if (!spec.netns.empty() && claims.take("network namespace " + spec.netns, pod, "metadata.annotations")) workload.netns = spec.netns;
+  for (const auto& address : spec.addresses) {
+    // Pods in the host's network share the node's addresses.
+    if (spec.host_network || claims.take("address " + address.to_string(), pod, "status.podIPs")) workload.addresses.push_back(address);
+  }
+}
+
+}  // namespace
+
+std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& entry, const std::string& trust_domain,
+                                             Claims& claims, Reports& reports) {
+  const auto& pod = *entry.object;
+  const auto& spec = static_cast<const PodSpec&>(*entry.decoded);
+  const auto* ns = store.find("Namespace", "", pod.key.ns);
+  if (!ns) {
+    reports.add(pod, Severity::error, "metadata.namespace", "there is no Namespace \"" + pod.key.ns + "\"",
+                "add the Namespace to the folder, or correct the name");
+    return std::nullopt;
+  }
+  if (spec.finished) return std::nullopt;
+  if (spec.service_account != "default" && !store.find("ServiceAccount", pod.key.ns, spec.service_account)) {
+    reports.add(pod, Severity::warning, "spec.serviceAccountName",
+                "there is no ServiceAccount \"" + spec.service_account + "\" in namespace " + pod.key.ns,
+                "add the ServiceAccount, or correct the name");
+  }
+  model::Workload workload{.origin = pod.origin(), .ns = pod.key.ns, .name = pod.key.name};
+  workload.service_account = spec.service_account;
+  workload.identity = model::spiffe_id(trust_domain, workload.ns, workload.service_account);
+  workload.node = spec.node;
+  workload.labels = pod.labels;
+  workload.named_ports = spec.named_ports;
+  workload.probe_ports = spec.probe_ports;
+  workload.host_network = spec.host_network;
+  take_claims(pod, spec, workload, claims);
+  place(store, workload);
+  name_for_telemetry(pod, workload);
+  workload.enrolled = is_enrolled(pod, *ns->object, spec, reports);
+  workload.mesh = workload.enrolled ? model::Mesh::hbone : model::Mesh::none;
+  return workload;
+}
+
+}  // namespace nodemesh::translate

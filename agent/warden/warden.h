@@ -1,0 +1,160 @@
+// The warden's state: this node's pods, what the kernel was told of each, and the proxies on the channel. It compares
+// what the pod source wants with what is, five times a second and at every event, and does what is missing: so a cgroup
+// that comes late, an address that is not there yet and a namespace that was replaced are all the same case. A pod that
+// should be enrolled and cannot be is denied by the kernel and its reason logged once. One thread, never blocks on a pod
+// or a proxy, parses nothing that came from either.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "io/reactor.h"
+#include "kernel/capture.h"
+#include "warden/cgroups.h"
+#include "warden/channel.h"
+#include "warden/namespaces.h"
+#include "warden/opener.h"
+#include "warden/pod_source.h"
+#include "warden/source_route.h"
+
+namespace nodemesh::warden {
+
+struct WardenOptions {
+  std::string kubepods;       // cgroup2 directory
+  std::string proxy_cgroup;   // cgroup2 directory of proxy and opener
+  std::string proc = "/proc"; // a procfs whose sys/net may be written
+  uint32_t max_workers = kMaxWorkers;
+  uint64_t generation = 1;
+  bool fail_open = false, strict = false;  // as the kernel was told; passed on for display
+};
+
+class Warden final : private ProxyChannelEvents {
+ public:
+  // All borrowed and outliving it.
+  Warden(io::Reactor& reactor, kernel::Capture& capture, Opener& opener, WardenOptions options);
+  ~Warden();
+
+  // Marks the agent's cgroup, starts heartbeat, watch and audit.
+  Result<> start();
+  void set_pods(LocalPods pods);
+  void accept_proxy(Fd socket, pid_t peer);
+  // Gives every pod's namespace back as it was found. For a clean end; proxies should be gone.
+  void leave_pods();
+
+ private:
+  // One pod that the source names.
+  struct LocalPod {
+    model::Shared<model::Workload> wanted;
+    std::optional<PodCgroup> cgroup;
+    nm_enrolment cgroup_state = NM_ENROL_OFF;
+    // The rest only while enrolled, or on the way there.
+    std::optional<NetNs> netns;
+    std::string netns_path;
+    std::vector<Addr> addresses;  // as the kernel knows them
+    SourceRoute route;
+    std::vector<SockAddr> probes;
+    PodListeners listeners;
+    bool opening = false;    // an order for listeners is out
+    bool captured = false;   // the kernel's entry says ON
+    bool live = false;       // enrolled while it ran: captured only when the proxy is ready, so nothing fails
+    bool published = false;  // the kernel has the listeners
+    std::string complaint;   // what was logged last
+
+    size_t workers() const { return listeners[0].size(); }
+  };
+  // A namespace whose pod left, until every proxy has let go of it.
+  struct Leaving {
+    std::string uid;
+    std::string path;
+    NetNs netns;
+    bool gone = false;  // the pod is gone; otherwise it was un-enrolled and its sessions may go on
+    std::set<ProxyChannel*> waiting;
+    Monotonic::time_point since;
+    bool warned = false;
+  };
+  struct Proxy {
+    enum class Phase { hello, returning, ready };
+    std::unique_ptr<ProxyChannel> channel;
+    uint64_t id = 0;
+    Phase phase = Phase::hello;
+    uint32_t workers = 0;
+    std::map<uint64_t, PodListeners> returned;  // by cookie, checked
+    std::set<uint64_t> told;                    // cookies it was given
+    bool snapshot_due = false;
+    uint32_t ordered = 0;  // sockets asked of the opener for it
+  };
+
+  // pods (warden_pods.cc)
+  void reconcile();
+  void reconcile_pod(LocalPod& pod);
+  void follow_cgroup(LocalPod& pod, bool enrolled);
+  Result<> find_namespace(LocalPod& pod);
+  Result<> enrol(LocalPod& pod);
+  Result<> refresh(LocalPod& pod);
+  void set_probes(LocalPod& pod);
+  void unenrol(LocalPod& pod);
+  void lose(LocalPod& pod);
+  void forget(LocalPod& pod);
+  void leave(LocalPod& pod, bool gone);
+  void finish_leaving();
+  void declare_gone(uint64_t cookie, Leaving& leaving);
+  void drop_adopted();
+  void complain(LocalPod& pod, const std::string& why);
+  void check(const Result<>& done, std::string_view what);
+  LocalPod* find_by_cookie(uint64_t cookie);
+  Pod describe(const LocalPod& pod) const;
+
+  // listeners and proxies (warden_proxies.cc)
+  void on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::vector<Fd> descriptors) override;
+  void on_proxy_closed(ProxyChannel& channel, const Error& why) override;
+  void refuse(Proxy& proxy, std::string why);
+  void on_hello(Proxy& proxy, const Hello& hello);
+  void on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors);
+  void on_return_done(Proxy& proxy);
+  void on_want_sockets(Proxy& proxy, const WantSockets& want);
+  void on_takeover_ready(Proxy& proxy, uint64_t cookie);
+  void on_gone_ack(Proxy& proxy, uint64_t cookie);
+  void on_keys(Proxy& proxy, Fd keys);
+  void send_keys(Proxy& proxy);
+  void send_kernel_stats(Proxy& proxy);
+  void ensure_listeners(LocalPod& pod);
+  void on_listeners(const std::string& uid, uint64_t cookie, Result<std::vector<Fd>> made);
+  void announce(Proxy& proxy, LocalPod& pod);
+  void finish_snapshots();
+  void clear_listeners();
+  void reply_sockets(Proxy& proxy, Sockets reply, Result<std::vector<Fd>> made);
+  Proxy* find_proxy(const ProxyChannel& channel);
+  Proxy* find_proxy(uint64_t id);
+  bool has_ready_proxy() const;
+
+  template <class Message>
+  void tell_all(const Message& message) {
+    for (auto& proxy : proxies_) {
+      if (proxy->phase == Proxy::Phase::ready) proxy->channel->send(message);
+    }
+  }
+
+  io::Reactor& reactor_;
+  kernel::Capture& capture_;
+  Opener& opener_;
+  const WardenOptions options_;
+  uint64_t own_cookie_ = 0;
+  std::map<std::string, LocalPod> pods_;  // by uid
+  std::map<uint64_t, Leaving> leaving_;   // by cookie
+  std::vector<std::unique_ptr<Proxy>> proxies_;
+  uint64_t next_proxy_id_ = 1;
+  uint32_t workers_ = 0;  // of the newest proxy; 0 before the first
+  Fd keys_;               // sealed, never read here
+  bool sourced_ = false;  // the source has spoken
+  bool adoption_settled_ = false;
+  std::set<std::string> audit_findings_;
+  KubepodsWatch watch_;
+  io::Timer poll_, beat_, audit_, orphaned_;
+};
+
+}  // namespace nodemesh::warden

@@ -1,0 +1,343 @@
+// Pods: from what the source wants to what the kernel knows.
+#include <algorithm>
+
+#include "base/log.h"
+#include "warden/warden.h"
+
+namespace nodemesh::warden {
+namespace {
+
+constexpr milliseconds kPoll{200};
+constexpr milliseconds kBeat{1000};
+constexpr milliseconds kAudit{60'000};
+constexpr milliseconds kOrphaned{5000};
+constexpr auto kReleaseDeadline = seconds(1);
+
+std::string name_of(const model::Workload& workload) { return workload.ns + "/" + workload.name; }
+
+bool wants_capture(const model::Workload& workload) { return workload.enrolled && !workload.host_network; }
+
+}  // namespace
+
+Warden::Warden(io::Reactor& reactor, kernel::Capture& capture, Opener& opener, WardenOptions options)
+    : reactor_(reactor),
+      capture_(capture),
+      opener_(opener),
+      options_(std::move(options)),
+      watch_(reactor, options_.kubepods, [this] { reconcile(); }),
+      poll_([this] {
+        poll_.arm(reactor_, kPoll);
+        reconcile();
+      }),
+      beat_([this] {
+        beat_.arm(reactor_, kBeat);
+        check(capture_.beat(), "heartbeat");
+      }),
+      audit_([this] {
+        audit_.arm(reactor_, kAudit);
+        std::set<std::string> now;
+        for (const auto& finding : capture_.audit()) {
+          if (finding.severity != kernel::Finding::Severity::problem) continue;
+          if (!audit_findings_.contains(finding.text)) log::error(log::Component::bpf, finding.text);
+          now.insert(finding.text);
+        }
+        audit_findings_ = std::move(now);
+      }),
+      orphaned_([this] { clear_listeners(); }) {}
+
+Warden::~Warden() = default;
+
+Result<> Warden::start() {
+  auto own = own_netns_cookie();
+  if (!own) return std::unexpected(std::move(own.error()));
+  own_cookie_ = *own;
+  auto agent = kernel::cgroup_id(options_.proxy_cgroup);
+  if (!agent) return std::unexpected(std::move(agent.error()));
+  for (uint64_t id : capture_.agents()) {
+    if (id != *agent) check(capture_.remove_agent(id), "old agent cgroup");
+  }
+  if (auto ok = capture_.add_agent(*agent); !ok) return ok;
+  if (auto ok = capture_.beat(); !ok) return ok;
+  if (auto ok = watch_.start(); !ok) return ok;
+  poll_.arm(reactor_, kPoll);
+  beat_.arm(reactor_, kBeat);
+  audit_.arm(reactor_, kAudit);
+  orphaned_.arm(reactor_, kOrphaned);
+  return {};
+}
+
+void Warden::check(const Result<>& done, std::string_view what) {
+  if (!done) log::error(log::Component::bpf, done.error().message, {{"doing", what}});
+}
+
+void Warden::complain(LocalPod& pod, const std::string& why) {
+  if (pod.complaint == why) return;
+  pod.complaint = why;
+  if (why.empty()) return;
+  log::warn(log::Component::warden, "pod cannot be enrolled and is denied until it can",
+            {{"pod", name_of(*pod.wanted)}, {"reason", why}});
+}
+
+Warden::LocalPod* Warden::find_by_cookie(uint64_t cookie) {
+  for (auto& [uid, pod] : pods_) {
+    if (pod.netns && pod.netns->cookie == cookie) return &pod;
+  }
+  return nullptr;
+}
+
+Pod Warden::describe(const LocalPod& pod) const {
+  return {.cookie = pod.netns->cookie,
+          .uid = pod.wanted->uid,
+          .ns = pod.wanted->ns,
+          .name = pod.wanted->name,
+          .addresses = pod.addresses,
+          .enrolled = true,
+          .source_kept = pod.route.ipv4 &&
+                         (pod.route.ipv6 || std::ranges::all_of(pod.addresses, &Addr::is_v4)),
+          .ipv6 = pod.netns->ipv6};
+}
+
+void Warden::set_pods(LocalPods pods) {
+  sourced_ = true;
+  std::set<std::string_view> named;
+  for (auto& workload : pods) {
+    named.insert(workload->uid);
+    LocalPod& pod = pods_[workload->uid];
+    pod.wanted = std::move(workload);
+  }
+  for (auto entry = pods_.begin(); entry != pods_.end();) {
+    if (named.contains(entry->first)) {
+      ++entry;
+      continue;
+    }
+    forget(entry->second);
+    entry = pods_.erase(entry);
+  }
+  reconcile();
+}
+
+void Warden::reconcile() {
+  if (!sourced_) return;
+  finish_leaving();
+  for (auto& [uid, pod] : pods_) reconcile_pod(pod);
+  if (!adoption_settled_) drop_adopted();
+}
+
+void Warden::reconcile_pod(LocalPod& pod) {
+  bool enrolled = wants_capture(*pod.wanted);
+  bool same = pod.netns && pod.netns_path == pod.wanted->netns && still_names(pod.netns_path, *pod.netns);
+  if (pod.netns && !same) lose(pod);
+  if (!enrolled) {
+    if (pod.netns) unenrol(pod);
+    follow_cgroup(pod, false);
+    return complain(pod, "");
+  }
+  // A pod that ran outside the mesh until now goes on so until the proxy is ready for it.
+  if (!pod.netns) pod.live = pod.cgroup && pod.cgroup_state == NM_ENROL_OFF;
+  if (!pod.live) follow_cgroup(pod, true);
+  auto done = pod.netns ? refresh(pod) : find_namespace(pod);
+  if (done && !pod.netns) return;  // its predecessor in the same namespace has not left yet
+  complain(pod, done ? "" : done.error().message);
+  if (done) ensure_listeners(pod);
+}
+
+// The state of a pod's cgroup decides for processes whose namespace is not known.
+void Warden::follow_cgroup(LocalPod& pod, bool enrolled) {
+  auto found = find_pod_cgroup(options_.kubepods, pod.wanted->uid);
+  nm_enrolment state = enrolled ? NM_ENROL_ON : NM_ENROL_OFF;
+  if (found == pod.cgroup && (!found || state == pod.cgroup_state)) return;
+  if (pod.cgroup && (!found || found->id != pod.cgroup->id)) {
+    check(capture_.remove_cgroup(pod.cgroup->id), "removing a pod's cgroup");
+  }
+  pod.cgroup.reset();
+  if (!found) return;
+  auto set = capture_.set_cgroup(found->id, state);
+  check(set, "setting a pod's cgroup");
+  if (!set) return;
+  pod.cgroup = std::move(found);
+  pod.cgroup_state = state;
+}
+
+// Opens the namespace, convinces itself that it is this pod's, and enrols.
+Result<> Warden::find_namespace(LocalPod& pod) {
+  const model::Workload& wanted = *pod.wanted;
+  if (wanted.netns.empty()) {
+    return fail("Pod " + name_of(wanted) + " names no network namespace: set its annotation nodemesh.dev/netns");
+  }
+  if (wanted.addresses.empty()) return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
+  auto netns = open_netns(wanted.netns);
+  if (!netns) return std::unexpected(std::move(netns.error()));
+  if (netns->cookie == own_cookie_) return fail(wanted.netns + " is the node's own network namespace, not a pod's");
+  if (LocalPod* other = find_by_cookie(netns->cookie)) {
+    return fail(wanted.netns + " already belongs to Pod " + name_of(*other->wanted) + ": give each Pod its own");
+  }
+  if (auto leaving = leaving_.find(netns->cookie); leaving != leaving_.end()) {
+    if (leaving->second.gone || leaving->second.uid != wanted.uid) return {};
+    leaving_.erase(leaving);
+  }
+  pod.netns = std::move(*netns);
+  pod.netns_path = wanted.netns;
+  auto enrolled = enrol(pod);
+  if (!enrolled) {
+    check(capture_.remove_pod(pod.netns->cookie), "undoing an enrolment");
+    pod.netns.reset();
+    pod.addresses.clear();
+    pod.captured = false;
+  }
+  return enrolled;
+}
+
+Result<> Warden::enrol(LocalPod& pod) {
+  pod.addresses.clear();
+  if (auto ok = refresh(pod); !ok) return ok;
+  if (auto ok = capture_.steer(pod.netns->fd.get(), pod.netns->cookie); !ok) return ok;
+  bool ipv6 = !std::ranges::all_of(pod.addresses, &Addr::is_v4);
+  auto route = install_source_route(pod.netns->fd.get(), options_.proc, ipv6);
+  if (!route) return std::unexpected(std::move(route.error()));
+  pod.route = std::move(*route);
+  if (!pod.route.missing.empty()) {
+    log::warn(log::Component::warden, "the pod's application will not see client addresses",
+              {{"pod", name_of(*pod.wanted)}, {"reason", pod.route.missing}});
+  }
+  log::info(log::Component::warden, "pod enrolled",
+            {{"pod", name_of(*pod.wanted)}, {"cookie", pod.netns->cookie}, {"live", pod.live ? "true" : "false"}});
+  return {};
+}
+
+// Brings the kernel's entry up to the object: addresses and probed ports.
+Result<> Warden::refresh(LocalPod& pod) {
+  const model::Workload& wanted = *pod.wanted;
+  if (pod.addresses != wanted.addresses) {
+    auto present = addresses_in(pod.netns->fd.get());
+    if (!present) return std::unexpected(std::move(present.error()));
+    for (const Addr& address : wanted.addresses) {
+      if (std::ranges::find(*present, address) != present->end()) continue;
+      return fail("Pod " + name_of(wanted) + ": no interface in " + wanted.netns + " has the address " +
+                  address.to_string());
+    }
+    bool on = pod.captured || !pod.live;
+    auto set = capture_.set_pod(pod.netns->cookie, wanted.addresses, on ? NM_ENROL_ON : NM_ENROL_OFF);
+    if (!set) return set;
+    pod.captured = on;
+    bool first = pod.addresses.empty();
+    pod.addresses = wanted.addresses;
+    if (!first) tell_all(PodUpdate{to_record(describe(pod))});
+  }
+  set_probes(pod);
+  return {};
+}
+
+void Warden::set_probes(LocalPod& pod) {
+  std::vector<SockAddr> wanted;
+  for (const Addr& address : pod.addresses) {
+    for (uint16_t port : pod.wanted->probe_ports) wanted.push_back({address, port});
+  }
+  if (wanted == pod.probes) return;
+  for (const SockAddr& old : pod.probes) {
+    if (std::ranges::find(wanted, old) == wanted.end()) check(capture_.clear_probe(old), "removing a probe");
+  }
+  for (const SockAddr& probe : wanted) check(capture_.set_probe(probe), "setting a probe");
+  pod.probes = std::move(wanted);
+}
+
+// The label went away: new connections go directly from now on, open sessions run to their end.
+void Warden::unenrol(LocalPod& pod) {
+  log::info(log::Component::warden, "pod un-enrolled", {{"pod", name_of(*pod.wanted)}});
+  follow_cgroup(pod, false);
+  Pod last = describe(pod);
+  last.enrolled = false;
+  leave(pod, false);
+  tell_all(PodUpdate{to_record(last)});
+}
+
+// The namespace is another one now, or gone, while the object is still there.
+void Warden::lose(LocalPod& pod) {
+  log::info(log::Component::warden, "pod's network namespace is gone", {{"pod", name_of(*pod.wanted)}});
+  uint64_t cookie = pod.netns->cookie;
+  leave(pod, true);
+  tell_all(PodGone{cookie});
+}
+
+// The object is gone.
+void Warden::forget(LocalPod& pod) {
+  if (pod.netns) lose(pod);
+  if (pod.cgroup) check(capture_.remove_cgroup(pod.cgroup->id), "removing a pod's cgroup");
+  for (auto& [cookie, leaving] : leaving_) {
+    if (leaving.uid == pod.wanted->uid && !leaving.gone) declare_gone(cookie, leaving);
+  }
+}
+
+void Warden::declare_gone(uint64_t cookie, Leaving& leaving) {
+  leaving.gone = true;
+  leaving.since = reactor_.now();
+  tell_all(PodGone{cookie});
+}
+
+void Warden::leave(LocalPod& pod, bool gone) {
+  uint64_t cookie = pod.netns->cookie;
+  check(capture_.remove_pod(cookie), "removing a pod");
+  for (const SockAddr& probe : pod.probes) check(capture_.clear_probe(probe), "removing a probe");
+  Leaving leaving{.uid = pod.wanted->uid, .path = pod.netns_path, .netns = std::move(*pod.netns), .gone = gone, .since = reactor_.now()};
+  for (auto& proxy : proxies_) {
+    if (proxy->told.erase(cookie) > 0) leaving.waiting.insert(proxy->channel.get());
+  }
+  leaving_.insert_or_assign(cookie, std::move(leaving));
+  LocalPod left{.wanted = pod.wanted, .cgroup = pod.cgroup, .cgroup_state = pod.cgroup_state};
+  pod = std::move(left);
+}
+
+// Gives namespaces back that no proxy uses any more.
+void Warden::finish_leaving() {
+  for (auto entry = leaving_.begin(); entry != leaving_.end();) {
+    Leaving& leaving = entry->second;
+    if (!leaving.gone && !still_names(leaving.path, leaving.netns)) declare_gone(entry->first, leaving);
+    bool late = leaving.gone && reactor_.now() - leaving.since >= kReleaseDeadline;
+    if (late && !leaving.waiting.empty() && !std::exchange(leaving.warned, true)) {
+      log::warn(log::Component::warden, "the proxy still holds descriptors of a pod that is gone",
+                {{"uid", leaving.uid}, {"cookie", entry->first}});
+    }
+    if (!leaving.waiting.empty() && !late) {
+      ++entry;
+      continue;
+    }
+    if (auto removed = remove_source_route(leaving.netns.fd.get(), options_.proc); !removed) {
+      log::debug(log::Component::warden, removed.error().message, {{"uid", leaving.uid}});
+    }
+    entry = leaving_.erase(entry);
+  }
+}
+
+void Warden::leave_pods() {
+  for (auto& [uid, pod] : pods_) {
+    if (pod.netns) leave(pod, true);
+  }
+  for (auto& [cookie, leaving] : leaving_) leaving.waiting.clear();
+  finish_leaving();
+}
+
+// What an earlier process told the kernel and nobody wants any more.
+void Warden::drop_adopted() {
+  adoption_settled_ = true;
+  if (!capture_.adopted()) return;
+  std::set<uint64_t> cookies, cgroups;
+  std::vector<SockAddr> probes;
+  for (auto& [uid, pod] : pods_) {
+    if (pod.netns) cookies.insert(pod.netns->cookie);
+    if (pod.cgroup) cgroups.insert(pod.cgroup->id);
+    probes.insert(probes.end(), pod.probes.begin(), pod.probes.end());
+  }
+  for (const auto& pod : capture_.pods()) {
+    if (!cookies.contains(pod.netns_cookie)) check(capture_.remove_pod(pod.netns_cookie), "removing an old pod");
+  }
+  for (uint64_t cookie : capture_.steered_pods()) {
+    if (!cookies.contains(cookie)) check(capture_.remove_pod(cookie), "removing an old pod");
+  }
+  for (const auto& cgroup : capture_.cgroups()) {
+    if (!cgroups.contains(cgroup.id)) check(capture_.remove_cgroup(cgroup.id), "removing an old cgroup");
+  }
+  for (const SockAddr& probe : capture_.probes()) {
+    if (std::ranges::find(probes, probe) == probes.end()) check(capture_.clear_probe(probe), "removing an old probe");
+  }
+}
+
+}  // namespace nodemesh::warden

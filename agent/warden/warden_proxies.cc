@@ -1,0 +1,326 @@
+// Listeners and proxies: who holds which descriptor. Everything a proxy says is checked against what the warden itself
+// announced; a proxy that breaks the protocol loses its channel, nothing else.
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "warden/warden.h"
+
+#ifndef F_GET_SEALS
+#define F_GET_SEALS 1034
+#endif
+
+namespace nodemesh::warden {
+namespace {
+
+constexpr size_t kMaxProxies = 8;          // generations that drain, and then some
+constexpr size_t kMaxReturned = 1024;      // pods per node are fewer
+constexpr size_t kMaxLag = 256;            // messages a proxy may leave unread before its wishes are refused
+constexpr uint32_t kMaxOrdered = 4096;     // sockets on their way to one proxy
+constexpr off_t kMaxKeys = 16 << 20;
+constexpr milliseconds kOrphaned{5000};
+constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
+
+template <class T>
+T option(int fd, int level, int name) {
+  T value{};
+  socklen_t length = sizeof value;
+  return ::getsockopt(fd, level, name, &value, &length) == 0 ? value : T{};
+}
+
+// Is it one of the listening TCP sockets of that namespace? A proxy could return anything.
+bool is_listener_of(int fd, uint64_t cookie) {
+  auto made_in = kernel::netns_cookie(fd);
+  return made_in && *made_in == cookie && option<int>(fd, SOL_SOCKET, SO_ACCEPTCONN) == 1 &&
+         option<int>(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_TCP;
+}
+
+bool same_sockets(const PodListeners& one, const PodListeners& other) {
+  for (size_t kind = 0; kind < one.size(); ++kind) {
+    if (one[kind].size() != other[kind].size()) return false;
+    for (size_t i = 0; i < one[kind].size(); ++i) {
+      if (option<uint64_t>(one[kind][i].get(), SOL_SOCKET, SO_COOKIE) !=
+          option<uint64_t>(other[kind][i].get(), SOL_SOCKET, SO_COOKIE)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+PodListeners group(std::vector<Fd> descriptors) {
+  PodListeners out;
+  size_t workers = descriptors.size() / NM_LISTENER_COUNT;
+  for (size_t i = 0; i < descriptors.size(); ++i) out[i / workers].push_back(std::move(descriptors[i]));
+  return out;
+}
+
+}  // namespace
+
+Warden::Proxy* Warden::find_proxy(const ProxyChannel& channel) {
+  auto found = std::ranges::find_if(proxies_, [&](const auto& proxy) { return proxy->channel.get() == &channel; });
+  return found == proxies_.end() ? nullptr : found->get();
+}
+
+Warden::Proxy* Warden::find_proxy(uint64_t id) {
+  auto found = std::ranges::find_if(proxies_, [&](const auto& proxy) { return proxy->id == id; });
+  return found == proxies_.end() ? nullptr : found->get();
+}
+
+bool Warden::has_ready_proxy() const {
+  return std::ranges::any_of(proxies_, [](const auto& proxy) { return proxy->phase == Proxy::Phase::ready; });
+}
+
+void Warden::accept_proxy(Fd socket, pid_t peer) {
+  if (proxies_.size() >= kMaxProxies) {
+    log::warn(log::Component::warden, "refused a proxy: too many are connected", {{"pid", peer}});
+    return;
+  }
+  auto proxy = std::make_unique<Proxy>();
+  proxy->id = next_proxy_id_++;
+  proxies_.push_back(std::move(proxy));
+  ProxyChannelEvents& events = *this;
+  proxies_.back()->channel = std::make_unique<ProxyChannel>(reactor_, events, std::move(socket), peer);
+}
+
+void Warden::refuse(Proxy& proxy, std::string why) {
+  proxy.channel->fail_later(Error{Reason::INTERNAL, std::move(why)});
+}
+
+void Warden::on_proxy_closed(ProxyChannel& channel, const Error& why) {
+  Proxy* proxy = find_proxy(channel);
+  if (proxy == nullptr) return;
+  log::info(log::Component::warden, "proxy left", {{"pid", channel.peer()}, {"reason", why.message}});
+  for (auto& [cookie, leaving] : leaving_) leaving.waiting.erase(&channel);
+  std::erase_if(proxies_, [&](const auto& one) { return one.get() == proxy; });
+  if (!has_ready_proxy()) orphaned_.arm(reactor_, kOrphaned);
+}
+
+// Nobody came back in time: without entries the kernel refuses, or passes, as its flag says.
+void Warden::clear_listeners() {
+  if (has_ready_proxy()) return;
+  log::warn(log::Component::warden, "no proxy for 5 s: captured connections fail (or pass, with --fail-open)");
+  std::set<uint64_t> cookies;
+  for (const auto& pod : capture_.pods()) cookies.insert(pod.netns_cookie);
+  for (uint64_t cookie : cookies) {
+    for (int kind = 0; kind < NM_LISTENER_COUNT; ++kind) {
+      check(capture_.clear_listener(cookie, static_cast<nm_listener>(kind)), "withdrawing listeners");
+    }
+  }
+  for (auto& [uid, pod] : pods_) pod.published = false;
+}
+
+void Warden::on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::vector<Fd> descriptors) {
+  Proxy* proxy = find_proxy(channel);
+  if (proxy == nullptr) return;
+  if (auto* hello = std::get_if<Hello>(&message)) return on_hello(*proxy, *hello);
+  if (proxy->phase == Proxy::Phase::hello) return refuse(*proxy, "the proxy spoke before HELLO");
+  if (std::get_if<StoreKeys>(&message)) return on_keys(*proxy, std::move(descriptors[0]));
+  if (proxy->phase == Proxy::Phase::returning) {
+    if (auto* back = std::get_if<ReturnListeners>(&message)) return on_returned(*proxy, *back, std::move(descriptors));
+    if (std::get_if<ReturnDone>(&message)) return on_return_done(*proxy);
+    return refuse(*proxy, "the proxy spoke before RETURN_DONE");
+  }
+  if (auto* want = std::get_if<WantSockets>(&message)) return on_want_sockets(*proxy, *want);
+  if (auto* ready = std::get_if<TakeoverReady>(&message)) return on_takeover_ready(*proxy, ready->cookie);
+  if (auto* gone = std::get_if<PodGoneAck>(&message)) return on_gone_ack(*proxy, gone->cookie);
+  if (std::get_if<WantKeys>(&message)) return send_keys(*proxy);
+  if (std::get_if<WantKernelStats>(&message)) return send_kernel_stats(*proxy);
+  refuse(*proxy, "the proxy returned listeners after RETURN_DONE");
+}
+
+void Warden::on_hello(Proxy& proxy, const Hello& hello) {
+  if (proxy.phase != Proxy::Phase::hello) return refuse(proxy, "the proxy said HELLO twice");
+  if (hello.workers > options_.max_workers) {
+    return refuse(proxy, "the proxy has " + std::to_string(hello.workers) + " workers, the warden allows " +
+                             std::to_string(options_.max_workers) + ": give both the same --workers");
+  }
+  proxy.workers = hello.workers;
+  proxy.phase = Proxy::Phase::returning;
+}
+
+void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors) {
+  if (proxy.returned.size() >= kMaxReturned) return refuse(proxy, "the proxy returned too many listeners");
+  if (descriptors.size() != size_t{proxy.workers} * NM_LISTENER_COUNT) {
+    return refuse(proxy, "the proxy returned listeners for another number of workers");
+  }
+  for (const Fd& fd : descriptors) {
+    if (!is_listener_of(fd.get(), returned.cookie)) {
+      return refuse(proxy, "the proxy returned a descriptor that is no listener of that pod");
+    }
+  }
+  proxy.returned.insert_or_assign(returned.cookie, group(std::move(descriptors)));
+}
+
+void Warden::on_return_done(Proxy& proxy) {
+  proxy.phase = Proxy::Phase::ready;
+  proxy.snapshot_due = true;
+  workers_ = proxy.workers;
+  orphaned_.cancel();
+  log::info(log::Component::warden, "proxy connected", {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
+  bool fail_open = options_.fail_open, strict = options_.strict;
+  proxy.channel->send(Welcome{.generation = options_.generation,
+                              .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
+  send_keys(proxy);
+  for (auto& [uid, pod] : pods_) {
+    if (!pod.netns) continue;
+    if (auto back = proxy.returned.find(pod.netns->cookie);
+        back != proxy.returned.end() && pod.workers() == 0 && !pod.opening) {
+      pod.listeners = std::move(back->second);
+      proxy.told.insert(pod.netns->cookie);
+      proxy.channel->send(PodAdd{to_record(describe(pod))});
+    } else if (pod.workers() == workers_) {
+      announce(proxy, pod);
+    } else {
+      ensure_listeners(pod);
+    }
+  }
+  // What it still has of pods that are no longer there.
+  for (auto& [cookie, listeners] : proxy.returned) {
+    if (find_by_cookie(cookie) == nullptr) proxy.channel->send(PodGone{cookie});
+  }
+  proxy.returned.clear();
+  finish_snapshots();
+}
+
+// Tells one proxy of a pod whose listeners are there.
+void Warden::announce(Proxy& proxy, LocalPod& pod) {
+  uint64_t cookie = pod.netns->cookie;
+  proxy.told.insert(cookie);
+  auto back = proxy.returned.find(cookie);
+  if (back != proxy.returned.end() && same_sockets(back->second, pod.listeners)) {
+    proxy.channel->send(PodAdd{to_record(describe(pod))});
+    return;
+  }
+  std::vector<int> numbers;
+  for (const auto& kind : pod.listeners) {
+    std::ranges::transform(kind, std::back_inserter(numbers), &Fd::get);
+  }
+  proxy.channel->send(PodAdd{to_record(describe(pod))}, numbers);
+}
+
+void Warden::ensure_listeners(LocalPod& pod) {
+  if (workers_ == 0 || pod.opening || pod.workers() == workers_) return;
+  pod.opening = true;
+  SocketOrder order{.netns = pod.netns->fd.get(), .ipv6 = pod.netns->ipv6, .count = workers_};
+  opener_.open_listeners(order, [this, uid = pod.wanted->uid, cookie = pod.netns->cookie](auto made) {
+    on_listeners(uid, cookie, std::move(made));
+  });
+}
+
+void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::vector<Fd>> made) {
+  auto found = pods_.find(uid);
+  if (found == pods_.end() || !found->second.netns || found->second.netns->cookie != cookie) return finish_snapshots();
+  LocalPod& pod = found->second;
+  pod.opening = false;
+  if (!made) {
+    complain(pod, "no listeners: " + made.error().message);  // reconcile asks again
+    return finish_snapshots();
+  }
+  if (made->size() != size_t{workers_} * NM_LISTENER_COUNT) return ensure_listeners(pod);
+  pod.listeners = group(std::move(*made));
+  for (auto& proxy : proxies_) {
+    if (proxy->phase == Proxy::Phase::ready && proxy->workers == workers_) announce(*proxy, pod);
+  }
+  finish_snapshots();
+}
+
+void Warden::finish_snapshots() {
+  if (!sourced_ || std::ranges::any_of(pods_, [](const auto& entry) { return entry.second.opening; })) return;
+  for (auto& proxy : proxies_) {
+    if (proxy->phase != Proxy::Phase::ready || !std::exchange(proxy->snapshot_due, false)) continue;
+    proxy->channel->send(SnapshotSent{});
+  }
+}
+
+void Warden::on_takeover_ready(Proxy& proxy, uint64_t cookie) {
+  LocalPod* pod = find_by_cookie(cookie);
+  // A pod that has just left is no fault of the proxy.
+  if (pod == nullptr || pod->workers() == 0 || !proxy.told.contains(cookie)) return;
+  for (int kind = 0; kind < NM_LISTENER_COUNT; ++kind) {
+    auto set = capture_.set_listener(cookie, static_cast<nm_listener>(kind), pod->listeners[kind][0].get());
+    if (!set) return complain(*pod, set.error().message);
+  }
+  pod->published = true;
+  if (!pod->live) return;
+  auto on = capture_.set_pod(cookie, pod->addresses, NM_ENROL_ON);
+  if (!on) return complain(*pod, on.error().message);
+  pod->captured = true;
+  pod->live = false;
+  follow_cgroup(*pod, true);
+}
+
+void Warden::on_gone_ack(Proxy& proxy, uint64_t cookie) {
+  auto leaving = leaving_.find(cookie);
+  if (leaving == leaving_.end()) return;
+  leaving->second.waiting.erase(proxy.channel.get());
+  finish_leaving();
+}
+
+void Warden::on_want_sockets(Proxy& proxy, const WantSockets& want) {
+  Sockets reply{.cookie = want.cookie, .kind = want.kind, .request = proxy.channel->request()};
+  LocalPod* pod = find_by_cookie(want.cookie);
+  if (pod == nullptr || !proxy.told.contains(want.cookie)) {
+    reply.reason = NM_REASON_POD_GONE;
+  } else if (proxy.channel->queued() > kMaxLag ||
+             proxy.ordered + want.count + proxy.channel->queued_descriptors() > kMaxOrdered) {
+    reply.reason = NM_REASON_OVER_LIMIT;
+  }
+  if (reply.reason != NM_REASON_NONE) return proxy.channel->send(reply);
+  proxy.ordered += want.count;
+  SocketOrder order{.netns = pod->netns->fd.get(),
+                    .ipv6 = pod->netns->ipv6,
+                    .source_kept = describe(*pod).source_kept,
+                    .count = want.count};
+  opener_.open_sockets(order, static_cast<SocketKind>(want.kind),
+                       [this, id = proxy.id, reply, count = want.count](auto made) {
+                         if (Proxy* asker = find_proxy(id)) {
+                           asker->ordered -= count;
+                           reply_sockets(*asker, reply, std::move(made));
+                         }
+                       });
+}
+
+void Warden::reply_sockets(Proxy& proxy, Sockets reply, Result<std::vector<Fd>> made) {
+  std::vector<int> numbers;
+  if (!made) {
+    log::warn(log::Component::warden, "cannot make sockets in a pod", {{"reason", made.error().message}});
+    reply.reason = NM_REASON_NO_SOCKET;
+  } else if (find_by_cookie(reply.cookie) == nullptr) {
+    reply.reason = NM_REASON_POD_GONE;  // or the proxy would keep the namespace alive
+  } else {
+    std::ranges::transform(*made, std::back_inserter(numbers), &Fd::get);
+  }
+  reply.count = static_cast<uint32_t>(numbers.size());
+  proxy.channel->send(reply, numbers);
+}
+
+void Warden::on_keys(Proxy& proxy, Fd keys) {
+  struct stat file{};
+  int seals = ::fcntl(keys.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kNeededSeals) != kNeededSeals || ::fstat(keys.get(), &file) < 0 || file.st_size > kMaxKeys) {
+    return refuse(proxy, "the proxy's keys are not in a sealed memfd of at most 16 MiB");
+  }
+  keys_ = std::move(keys);
+}
+
+void Warden::send_keys(Proxy& proxy) {
+  int keys = keys_.get();
+  proxy.channel->send(Keys{}, keys_ ? std::span<const int>(&keys, 1) : std::span<const int>());
+}
+
+void Warden::send_kernel_stats(Proxy& proxy) {
+  if (proxy.channel->queued() > kMaxLag) return;
+  kernel::Counted counted = capture_.read_counters();
+  KernelStats stats;
+  std::copy_n(counted.drops.begin(), std::min(counted.drops.size(), KernelStats::kReasons), stats.drops);
+  std::copy_n(counted.counters.begin(), std::min(counted.counters.size(), KernelStats::kCounters), stats.counters);
+  proxy.channel->send(stats);
+}
+
+}  // namespace nodemesh::warden

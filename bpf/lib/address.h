@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* The one address form of all keys: 16 bytes, IPv4 as ::ffff:a.b.c.d, network byte order. */
+#pragma once
+
+#include <bpf/bpf_endian.h>
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+union address {
+  __u8 bytes[16];
+  __u32 words[4];
+  __u64 halves[2];
+};
+
+struct endpoint {
+  union address ip;
+  __u32 port; /* host byte order */
+};
+
+#define MAPPED_PREFIX bpf_htonl(0xffff)
+
+static __always_inline void address_from_v4(union address* out, __u32 ip4) {
+  out->halves[0] = 0;
+  out->words[2] = MAPPED_PREFIX;
+  out->words[3] = ip4;
+}
+
+static __always_inline int address_is_v4(const union address* a) {
+  return a->halves[0] == 0 && a->words[2] == MAPPED_PREFIX;
+}
+
+static __always_inline int address_equal(const union address* a, const __u8* b) {
+  const __u64* halves = (const __u64*)b;
+  return a->halves[0] == halves[0] && a->halves[1] == halves[1];
+}
+
+/* 127.0.0.0/8, ::1, and the unspecified addresses, which connect() takes to mean this host. */
+static __always_inline int address_is_local(const union address* a) {
+  if (address_is_v4(a)) return (a->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !a->words[3];
+  return a->halves[0] == 0 && (a->halves[1] == 0 || a->halves[1] == bpf_cpu_to_be64(1));
+}

@@ -1,0 +1,122 @@
+#include <functional>
+#include <optional>
+#include <ostream>
+#include <string_view>
+
+#include <CLI/CLI.hpp>
+
+#include "ctl/commands.h"
+#include "ctl/views.h"
+
+namespace nodemesh::ctl {
+namespace {
+
+constexpr const char* kFooter =
+    "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent could be reached.";
+
+std::optional<Format> parse_format(std::string_view name) {
+  if (name == "table") return Format::table;
+  if (name == "wide") return Format::wide;
+  if (name == "json") return Format::json;
+  if (name == "yaml") return Format::yaml;
+  return std::nullopt;
+}
+
+void add_global_flags(CLI::App& app, Context& context) {
+  app.add_option_function<std::string>(
+         "-o,--output", [&context](const std::string& name) { context.format = parse_format(name).value_or(Format::table); },
+         "table, json, yaml or wide")
+      ->check([](const std::string& name) {
+        return parse_format(name) ? "" : "there is no output '" + name + "'; use table, json, yaml or wide";
+      })
+      ->type_name("FORMAT");
+  app.add_option("--node", context.nodes, "a node to ask; may be repeated (default: all that run here)")
+      ->allow_extra_args(false)  // one name each, so that a command may follow
+      ->type_name("NAME");
+  app.add_option("--run-dir", context.run_dir, "where standalone nodes keep <node>/admin.sock")
+      ->envname("NODEMESH_RUN_DIR")
+      ->capture_default_str()
+      ->type_name("DIR");
+  app.add_option("--admin", context.admin, "one agent's admin address: unix:/path or host:port")->type_name("ADDRESS");
+  app.add_flag("--strict", context.strict, "exit with 3 if there were warnings");
+}
+
+CLI::App* add_command(CLI::App& parent, const char* name, const char* text) {
+  auto* command = parent.add_subcommand(name, text);
+  command->fallthrough();  // global flags are taken after the command too
+  return command;
+}
+
+// What the user typed, bound while parsing; `chosen` is the command to run after it.
+struct Parsed {
+  std::string kind, component, level, duration, shell;
+  bool client_only = false;
+  std::vector<std::string> words;
+  std::function<int()> chosen;
+};
+
+void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
+  auto* status_command = add_command(app, "status", "whether each node is ready, and what is wrong");
+  status_command->callback([&] { parsed.chosen = [&] { return status(context); }; });
+
+  auto* get_command = add_command(app, "get", "what an agent knows: workloads, services, policies, certs, connections, listeners");
+  get_command->add_option("kind", parsed.kind, "one of these, singular or plural")
+      ->required()
+      ->check([](const std::string& kind) {
+        return plural_kind(kind).empty() ? "there is no '" + kind + "'; use workloads, services, policies, certs, connections or listeners" : "";
+      });
+  get_command->callback([&] { parsed.chosen = [&] { return get(context, plural_kind(parsed.kind)); }; });
+
+  auto* log_command = add_command(app, "log", "log levels of the agents");
+  log_command->require_subcommand(1);
+  add_command(*log_command, "get", "show them")->callback([&] { parsed.chosen = [&] { return log_get(context); }; });
+  auto* set_command = add_command(*log_command, "set", "change one");
+  set_command->add_option("component", parsed.component, "a component of `log get`, or all")->required();
+  set_command->add_option("level", parsed.level, "debug, info, warn, error or off")
+      ->required()
+      ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}));
+  set_command->add_option("--for", parsed.duration, "go back after this time, for example 5m")->type_name("TIME");
+  set_command->callback([&] { parsed.chosen = [&] { return log_set(context, parsed.component, parsed.level, parsed.duration); }; });
+
+  auto* version_command = add_command(app, "version", "of meshctl and of the agents that answer");
+  version_command->add_flag("--client", parsed.client_only, "of meshctl only");
+  version_command->callback([&] { parsed.chosen = [&] { return version(context, parsed.client_only); }; });
+
+  auto* completion_command = add_command(app, "completion", "print a completion script, e.g. `source <(meshctl completion bash)`");
+  completion_command->add_option("shell", parsed.shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion_command->callback([&] { parsed.chosen = [&] { return completion(context, parsed.shell); }; });
+
+#ifdef NODEMESH_NODE_RUN
+  // Only described here; main() hands the arguments over unparsed.
+  auto* node_command = add_command(app, "node", "run a node on this machine");
+  add_command(*node_command, "run", "start the warden and the proxy of one node: --config DIR --node NAME, see --help");
+  node_command->require_subcommand(1);
+#endif
+
+  auto* complete_command = app.add_subcommand("__complete", "")->group("");
+  complete_command->add_option("words", parsed.words);
+  complete_command->callback([&] { parsed.chosen = [&] { return complete(context, app, parsed.words); }; });
+}
+
+}  // namespace
+
+int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err, bool colour) {
+  CLI::App app("Observe and steer nodemesh.", "meshctl");
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  Context context{out, err, colour};
+  Parsed parsed;
+  add_global_flags(app, context);
+  app.set_version_flag("--version", "meshctl " NODEMESH_VERSION);
+  add_commands(app, context, parsed);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {  // --help, --version
+    return app.exit(success, out, err) == 0 ? kOk : kFailure;
+  } catch (const CLI::ParseError& error) {
+    return context.failed(kUsage, error.what(), "run `meshctl --help`, or with a command: `meshctl get --help`");
+  }
+  return parsed.chosen ? parsed.chosen() : kOk;
+}
+
+}  // namespace nodemesh::ctl

@@ -1,0 +1,19 @@
+// meshctl: the command line of nodemesh.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <iostream>
+#include <string_view>
+
+#include "ctl/commands.h"
+
+int main(int argc, char** argv) {
+#ifdef NODEMESH_NODE_RUN
+  if (argc > 2 && std::string_view(argv[1]) == "node" && std::string_view(argv[2]) == "run") {
+    return nodemesh::ctl::node_run(argc - 2, argv + 2);
+  }
+#endif
+  const char* no_color = std::getenv("NO_COLOR");
+  bool colour = ::isatty(STDOUT_FILENO) && (!no_color || !*no_color);
+  return nodemesh::ctl::run(argc, argv, std::cout, std::cerr, colour);
+}

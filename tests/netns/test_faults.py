@@ -1,0 +1,139 @@
+"""Agents that are killed at any moment: what stays, what waits, and that nothing ever bypasses the mesh."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+import manifests
+import programs
+from mesh import ECHO, Mesh
+from waiting import wait_for
+
+
+def kill(node, program):
+    """kill -9 of the program on the node, but not of the supervisor above it; returns the ids."""
+    victims = node.agent_pids(program, workers=True)
+    assert victims, f"no {program} on {node.name}"
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return victims
+
+
+def wait_back(mesh, node, program, victims):
+    wait_for(lambda: [pid for pid in node.agent_pids(program) if pid not in victims], 10, f"{program} is back")
+    node.wait_ready(10)
+    mesh.wait_reaches(mesh.client, mesh.server)
+
+
+@pytest.mark.parametrize("where", ["node1", "node2"])
+def test_a_killed_proxy_is_back_and_no_new_connection_is_refused_meanwhile(own_mesh, where):
+    mesh = own_mesh
+    node = getattr(mesh, where)
+    attempts = mesh.client.spawn_tool("loop", mesh.server.ipv4, ECHO)
+    attempts.wait_output('"first"')
+    for _ in range(3):
+        victims = kill(node, "nodemesh-proxy")
+        wait_back(mesh, node, "nodemesh-proxy", victims)
+    attempts.stop()
+    result = programs.events(attempts, "loop")[0]
+    assert result["outcomes"]["ok"] > 10 and result["longest_gap"] < 10, result
+    assert set(result["outcomes"]) <= {"ok", "ECONNRESET", "fin"}, "connects wait; only what was under way breaks"
+    assert sum(n for how, n in result["outcomes"].items() if how != "ok") <= 12, result
+
+
+@pytest.mark.parametrize("where", ["node1", "node2"])
+def test_a_killed_warden_breaks_no_connection_and_is_back(own_mesh, where):
+    mesh = own_mesh
+    node = getattr(mesh, where)
+    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
+    session.wait_output('"open"')
+    attempts = mesh.client.spawn_tool("loop", mesh.server.ipv4, ECHO)
+    attempts.wait_output('"first"')
+    for _ in range(3):
+        victims = kill(node, "nodemesh-warden")
+        wait_back(mesh, node, "nodemesh-warden", victims)
+    assert not programs.events(session, "session"), "an open connection lives through it"
+    session.stop()
+    attempts.stop()
+    result = programs.events(attempts, "loop")[0]
+    assert result["longest_gap"] < 10 and result["outcomes"]["ok"] > 10, result
+
+
+@pytest.mark.parametrize("program", ["nodemesh-proxy", "nodemesh-warden"])
+@pytest.mark.parametrize("where", ["node1", "node2"])
+def test_forbidden_traffic_never_succeeds_while_processes_are_killed(own_mesh, where, program):
+    mesh = own_mesh
+    node = getattr(mesh, where)
+    mesh.apply(manifests.peer_authentication("default", "shop", "STRICT"),
+               manifests.authorization_policy("deny", "shop", "DENY",
+                                              [manifests.from_principal(mesh.client.principal)]))
+    for client in (mesh.client, mesh.outsider):
+        mesh.wait_refused(client, mesh.server)
+    loops = [client.spawn_tool("loop", server.ipv4, ECHO) for client in (mesh.client, mesh.outsider)
+             for server in (mesh.server, mesh.neighbour)]
+    for loop in loops:
+        loop.wait_output('"first"')
+    for _ in range(5):
+        victims = kill(node, program)
+        wait_for(lambda victims=victims: [pid for pid in node.agent_pids(program) if pid not in victims], 15,
+                 f"{program} is back")
+        node.wait_ready(15)
+    for loop in loops:
+        loop.stop(seconds=20)
+        outcomes = programs.events(loop, "loop")[0]["outcomes"]
+        assert "ok" not in outcomes and sum(outcomes.values()) > 10, outcomes
+
+
+def test_a_whole_agent_killed_fails_closed_and_recovers_on_its_pins(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    group = mesh.node1.agent.pid
+    for program in ("nodemesh-warden", "nodemesh-proxy", "meshctl"):
+        for pid in mesh.node1.agent_pids(program):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not mesh.node1.agent.running, 10, f"{group} is gone")
+    with mesh.lab.capture(mesh.node1) as capture:
+        for _ in range(20):
+            assert not mesh.attempt(mesh.client, mesh.server, timeout=1)["received"]
+    assert ECHO not in capture.report().ports(), "not one segment goes around the mesh"
+    mesh.node1.start_agent()
+    mesh.wait_reaches(mesh.client, mesh.server)
+
+
+def test_a_stopped_agent_leaves_no_program_map_or_link_of_its_own(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    mesh.node1.stop_agent()
+    assert not mesh.node1.agent_pids("nodemesh-warden") and not mesh.node1.agent_pids("nodemesh-proxy")
+
+
+def test_keys_survive_the_proxy_although_the_authority_is_down(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    mesh.lab.controller.kill()
+    for node in (mesh.node1, mesh.node2):
+        victims = kill(node, "nodemesh-proxy")
+        wait_back(mesh, node, "nodemesh-proxy", victims)
+    mesh.wait_reaches(mesh.client, mesh.server)
+
+
+def test_certificates_are_renewed_at_half_life_while_connections_stay(lab):
+    mesh = Mesh(lab, start=False)
+    lab.write_manifests()
+    lab.start(extra=("--cert-lifetime", "20s"))
+    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
+    session.wait_output('"open"')
+
+    def expiry():
+        return mesh.node2.metrics().sum("nodemesh_certificate_expiry_seconds", identity=mesh.server.identity)
+
+    first = expiry()
+    wait_for(lambda: expiry() > first, 20, "a newer certificate")
+    second = expiry()
+    wait_for(lambda: expiry() > second, 20, "one more")
+    assert mesh.reaches(mesh.client, mesh.server) and not programs.events(session, "session")
+    session.stop()

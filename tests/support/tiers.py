@@ -1,0 +1,187 @@
+#!/usr/bin/python3
+"""Builds and runs test tiers, adds up their counts, and ends with the line `N passed, N failed, N skipped`.
+
+Called by scripts/test, which installs the packages first. Two builds serve all tiers: `release`, what people run, and
+`fuzz`, which is the sanitised build (address, undefined) with the coverage hooks that the fuzzers need besides.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as xml
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RELEASE, SANITISED = f"{ROOT}/build/release", f"{ROOT}/build/fuzz"
+FUZZ_SECONDS = 8
+SANITISER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=1:strict_string_checks=1:detect_stack_use_after_return=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+}
+
+
+@dataclass
+class Count:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other):
+        return Count(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+
+class Skipped(Exception):
+    """The tier cannot run here; the text says why."""
+
+
+def build(preset, targets=("all",)):
+    """Configures once and builds; a failure ends the run."""
+    folder = f"{ROOT}/build/{preset}"
+    if not os.path.exists(f"{folder}/build.ninja"):
+        subprocess.run(["cmake", "--preset", preset], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", folder, "--target", *targets, "--", "--quiet"], cwd=ROOT, check=True)
+
+
+def need_root():
+    if os.geteuid() != 0:
+        raise Skipped("it makes namespaces, cgroups and BPF programs: run as root")
+
+
+def doctest(name, folder, env=None):
+    """Runs one doctest binary and reads its closing line."""
+    path = f"{folder}/tests/nodemesh_{name}_tests"
+    done = subprocess.run([path], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+                          env={**os.environ, **(env or {})})
+    print(done.stdout, end="")
+    match = re.search(r"test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped", done.stdout)
+    if not match:
+        print(f"{path} ended with {done.returncode} and without a summary")
+        return Count(failed=1)
+    count = Count(*(int(number) for number in match.groups()))
+    return count if done.returncode == 0 or count.failed else count + Count(failed=1)
+
+
+def pytest(folder, build_dir, env=None, words=()):
+    """Runs the pytest files of a tier; the counts come from its JUnit report, not from its prose."""
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5",
+             f"--junitxml={report.name}", *words, f"{ROOT}/tests/{folder}"], cwd=f"{ROOT}/tests", check=False,
+            env={**os.environ, "NODEMESH_BUILD_DIR": build_dir, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})})
+        try:
+            suites = xml.parse(report.name).getroot().iter("testsuite")
+            total = Count()
+            for suite in suites:
+                ran, bad = int(suite.get("tests")), int(suite.get("failures")) + int(suite.get("errors"))
+                skipped = int(suite.get("skipped"))
+                total += Count(max(0, ran - bad - skipped), bad, skipped)
+        except xml.ParseError:
+            total = Count()
+    return total if done.returncode == 0 or total.failed else total + Count(failed=1)
+
+
+def fuzz_one(path):
+    """One fuzzer over its seed corpus and then for a few seconds; what it finds stays in build/fuzz/findings."""
+    name = os.path.basename(path).removeprefix("fuzz_")
+    findings = f"{SANITISED}/findings"
+    os.makedirs(findings, exist_ok=True)
+    with tempfile.TemporaryDirectory() as corpus:
+        seeds = f"{ROOT}/tests/fuzz/corpus/{name}"
+        if os.path.isdir(seeds):
+            shutil.copytree(seeds, corpus, dirs_exist_ok=True)
+        done = subprocess.run([path, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=1024",
+                               f"-artifact_prefix={findings}/{name}-", corpus], text=True, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **SANITISER_OPTIONS})
+    if done.returncode != 0:
+        print(f"fuzz {name} failed:\n{done.stdout[-6000:]}")
+        return Count(failed=1)
+    print(f"fuzz {name}: {done.stdout.strip().splitlines()[-1]}")
+    return Count(passed=1)
+
+
+def tier_lint():
+    return Count(passed=1) if subprocess.run([f"{ROOT}/scripts/lint"], check=False).returncode == 0 else Count(failed=1)
+
+
+def tier_unit():
+    build("release")
+    return doctest("unit", RELEASE)
+
+
+def tier_golden():
+    build("release")
+    return doctest("golden", RELEASE)
+
+
+def tier_bpf():
+    need_root()
+    build("release")
+    return doctest("bpf", RELEASE)
+
+
+def tier_netns():
+    need_root()
+    build("release")
+    return pytest("netns", RELEASE)
+
+
+def tier_wire():
+    need_root()
+    build("release")
+    return pytest("wire", RELEASE)
+
+
+def tier_fuzz():
+    build("fuzz")
+    fuzzers = sorted(entry.path for entry in os.scandir(f"{SANITISED}/tests")
+                     if entry.name.startswith("fuzz_") and entry.is_file() and os.access(entry.path, os.X_OK))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(fuzz_one, fuzzers), Count())
+
+
+def tier_asan():
+    """The unit, golden and namespace tiers once more, on the sanitised build."""
+    need_root()
+    build("fuzz")
+    slow = {**SANITISER_OPTIONS, "NODEMESH_TEST_TIME_FACTOR": "4", "NODEMESH_SANITISED": "1"}
+    return (doctest("unit", SANITISED, slow) + doctest("golden", SANITISED, slow)
+            + pytest("netns", SANITISED, slow))
+
+
+TIERS = {"lint": tier_lint, "unit": tier_unit, "golden": tier_golden, "bpf": tier_bpf, "netns": tier_netns,
+         "wire": tier_wire, "fuzz": tier_fuzz, "asan": tier_asan}
+
+
+def main(names):
+    unknown = [name for name in names if name not in TIERS]
+    if unknown:
+        sys.exit(f"scripts/test: no tier {', '.join(unknown)}; there are {', '.join(TIERS)}")
+    sys.stdout.reconfigure(line_buffering=True)
+    total, times = Count(), []
+    for name in names or TIERS:
+        print(f"\n== {name}")
+        started = time.monotonic()
+        try:
+            count = TIERS[name]()
+        except Skipped as reason:
+            print(f"SKIPPED {name}: {reason}")
+            count = Count(skipped=1)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: {error}")
+            count = Count(failed=1)
+        total += count
+        times.append(f"{name:8} {time.monotonic() - started:6.1f} s   {count.passed} passed, {count.failed} failed"
+                     + (f", {count.skipped} skipped" if count.skipped else ""))
+    print("\n" + "\n".join(times) + "\n")
+    print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
+    forbidden_skip = total.skipped and os.environ.get("CI") == "true"
+    return 1 if total.failed or forbidden_skip or not total.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+#include <doctest/doctest.h>
+#include <openssl/x509v3.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "controller/ca.h"
+#include "controller/folder_authorizer.h"
+#include "controller/issuer.h"
+#include "controller/unix_listener.h"
+#include "identity/csr.h"
+#include "kube/objects.h"
+#include "tls/verify.h"
+#include "translate/translate.h"
+
+using namespace nodemesh;
+using namespace nodemesh::controller;
+
+namespace {
+
+struct TempDir {
+  std::string path;
+  TempDir() {
+    char name[] = "/tmp/nodemesh-ca-XXXXXX";
+    path = ::mkdtemp(name);
+  }
+  ~TempDir() { std::filesystem::remove_all(path); }
+};
+
+struct At final : Clock {
+  WallClock::time_point time = WallClock::now();
+  WallClock::time_point wall() const override { return time; }
+};
+
+struct Fixture {
+  TempDir dir;
+  At clock;
+  CertificateAuthority::Settings settings{.state_dir = dir.path + "/state"};
+  std::string open_error() {
+    auto ca = CertificateAuthority::open(clock, settings);
+    return ca ? "" : ca.error().message;
+  }
+};
+
+mode_t mode(const std::string& path) {
+  struct stat info {};
+  ::stat(path.c_str(), &info);
+  return info.st_mode & 07777;
+}
+
+const tls::SpiffeId kWeb{"cluster.local", "default", "web"};
+
+struct Everyone final : Authorizer {
+  Result<> authorize(const Caller&, const tls::SpiffeId& id) const override {
+    return id.service_account == "nobody" ? Result<>(fail("not that one")) : Result<>();
+  }
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "the root is made once, kept private, and the same after a restart") {
+  std::string first;
+  {
+    auto ca = CertificateAuthority::open(clock, settings);
+    REQUIRE(ca);
+    first = (*ca)->root_pem();
+    CHECK((*ca)->root_not_after() > clock.time + std::chrono::hours(24 * 3649));
+    CHECK(open_error().find("in use by another") != std::string::npos);
+  }
+  CHECK(mode(settings.state_dir) == 0700);
+  CHECK(mode(settings.state_dir + "/ca.pem") == 0600);
+  auto again = CertificateAuthority::open(clock, settings);
+  REQUIRE(again);
+  CHECK((*again)->root_pem() == first);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a state directory or key that others can read is refused with the fix") {
+  REQUIRE(CertificateAuthority::open(clock, settings));
+  ::chmod(settings.state_dir.c_str(), 0750);
+  CHECK(open_error().find("chmod 700") != std::string::npos);
+  ::chmod(settings.state_dir.c_str(), 0700);
+  ::chmod((settings.state_dir + "/ca.pem").c_str(), 0640);
+  CHECK(open_error().find("chmod 600") != std::string::npos);
+  ::chmod((settings.state_dir + "/ca.pem").c_str(), 0600);
+  CHECK(open_error().empty());
+}
+
+TEST_CASE_FIXTURE(Fixture, "a damaged, foreign or expired root is refused, never replaced") {
+  REQUIRE(CertificateAuthority::open(clock, settings));
+  std::string file = settings.state_dir + "/ca.pem";
+  std::ifstream in(file);
+  std::string good((std::istreambuf_iterator<char>(in)), {});
+  auto with = [&](const std::string& bytes) {
+    std::ofstream(file, std::ios::trunc) << bytes;
+    return open_error();
+  };
+  CHECK(with("").find("private key") != std::string::npos);
+  CHECK(with(good.substr(0, good.find("-----BEGIN CERT"))).find("0 certificates") != std::string::npos);
+  auto other = tls::make_p256_key();
+  CHECK(with(tls::to_pem(other->get()) + good.substr(good.find("-----BEGIN CERT"))).find("not for the key") != std::string::npos);
+  CHECK(with(good).empty());
+  clock.time += std::chrono::hours(24 * 3651);
+  CHECK(open_error().find("expired") != std::string::npos);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a state directory whose parent is missing is an error that names it") {
+  settings.state_dir = dir.path + "/no/such";
+  CHECK(open_error().find(settings.state_dir) != std::string::npos);
+  settings.state_dir = dir.path + "/s";
+  settings.trust_domain = "Bad_Domain!";
+  CHECK(open_error().find("--trust-domain") != std::string::npos);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a certificate has our SAN, the usages of both roles and a clamped life") {
+  settings.max_lifetime = seconds(3600);
+  auto ca = CertificateAuthority::open(clock, settings);
+  REQUIRE(ca);
+  auto key = tls::make_p256_key();
+  auto issued = (*ca)->sign(key->get(), kWeb, seconds(60));
+  REQUIRE(issued);
+  REQUIRE(issued->chain.size() == 2);
+  CHECK(issued->chain[1] == (*ca)->root_pem());
+  CHECK(issued->not_after == clock.time + seconds(60));
+  CHECK((*ca)->sign(key->get(), kWeb, seconds(0))->not_after == clock.time + seconds(3600));
+  CHECK((*ca)->sign(key->get(), kWeb, std::chrono::hours(999))->not_after == clock.time + seconds(3600));
+  CHECK((*ca)->sign(key->get(), kWeb, seconds(0))->serial != issued->serial);
+
+  auto leaf = std::move(tls::parse_certificates(issued->chain[0])->front());
+  CHECK(*tls::to_time(X509_get0_notBefore(leaf.get())) <= clock.time - seconds(119));
+  CHECK(X509_NAME_entry_count(X509_get_subject_name(leaf.get())) == 0);
+  CHECK(X509_get_key_usage(leaf.get()) == (KU_DIGITAL_SIGNATURE | KU_KEY_ENCIPHERMENT));
+  CHECK(X509_get_extended_key_usage(leaf.get()) == (XKU_SSL_SERVER | XKU_SSL_CLIENT));
+  CHECK(X509_check_ca(leaf.get()) == 0);
+  tls::Verifier verifier(clock, {"cluster.local"});
+  verifier.set_trust(*tls::TrustBundle::from_pem(issued->chain[1]));
+  CHECK(verifier.verify(leaf.get(), nullptr, tls::PeerRole::client));
+  CHECK(verifier.verify(leaf.get(), nullptr, tls::PeerRole::server));
+}
+
+TEST_CASE_FIXTURE(Fixture, "no certificate outlives the root") {
+  settings.root_lifetime = seconds(3600);
+  auto ca = CertificateAuthority::open(clock, settings);
+  REQUIRE(ca);
+  auto key = tls::make_p256_key();
+  CHECK((*ca)->sign(key->get(), kWeb, std::chrono::hours(24))->not_after == (*ca)->root_not_after());
+  clock.time += seconds(3700);
+  CHECK_FALSE((*ca)->sign(key->get(), kWeb, seconds(0)));
+}
+
+TEST_CASE_FIXTURE(Fixture, "the issuer signs for the identity that was authorised, whatever the request says") {
+  auto ca = CertificateAuthority::open(clock, settings);
+  REQUIRE(ca);
+  Everyone everyone;
+  Issuer issuer(**ca, everyone);
+  auto csr = identity::make_csr("spiffe://cluster.local/ns/kube-system/sa/admin");
+  auto issue = [&](const std::string& id, const std::string& text, int64_t lifetime = 0) {
+    return issuer.issue({}, {.csr = text, .lifetime_seconds = lifetime, .impersonated_identity = id});
+  };
+  auto chain = issue(kWeb.uri(), csr->csr_pem);
+  REQUIRE(chain);
+  auto credential = tls::Credential::from_pem(csr->key_pem, (*chain)[0]);
+  REQUIRE(credential);
+  CHECK((*credential)->uri() == kWeb.uri());
+
+  using enum Issuer::Refusal;
+  CHECK(issue("", csr->csr_pem).error() == unauthenticated);
+  CHECK(issue("spiffe://other/ns/default/sa/web", csr->csr_pem).error() == unauthenticated);
+  CHECK(issue("spiffe://cluster.local/ns/default/sa/web,URI:spiffe://x", csr->csr_pem).error() == unauthenticated);
+  CHECK(issue("spiffe://cluster.local/ns/default/sa/nobody", csr->csr_pem).error() == unauthenticated);
+  CHECK(issue(kWeb.uri(), "garbage").error() == invalid_request);
+  CHECK(issue(kWeb.uri(), csr->csr_pem, -1).error() == invalid_request);
+  CHECK(issue(kWeb.uri(), csr->csr_pem, INT64_MAX));
+}
+
+TEST_CASE("the folder's authoriser knows service accounts by their unfinished pods") {
+  kube::Store store(translate::kinds());
+  store.set_file("pods.yaml", kube::parse_manifest(R"(
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: default, annotations: {nodemesh.dev/netns: /run/netns/a}}
+spec: {nodeName: a, serviceAccountName: web}
+status: {podIP: 10.0.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: job-1, namespace: default, annotations: {nodemesh.dev/netns: /run/netns/b}}
+spec: {nodeName: a, serviceAccountName: job}
+status: {podIP: 10.0.0.2, phase: Succeeded}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: idle, namespace: default}
+)", "pods.yaml"));
+  FolderAuthorizer authorizer;
+  authorizer.update(store);
+  auto allowed = [&](const std::string& ns, const std::string& name) {
+    return authorizer.authorize({}, {"cluster.local", ns, name}).has_value();
+  };
+  CHECK(allowed("default", "web"));
+  CHECK_FALSE(allowed("default", "job"));
+  CHECK_FALSE(allowed("default", "idle"));
+  CHECK_FALSE(allowed("other", "web"));
+}
+
+TEST_CASE("a socket path in use is refused, a dead one is replaced") {
+  TempDir dir;
+  std::string path = dir.path + "/ca.sock";
+  {
+    auto first = listen_unix(path, static_cast<gid_t>(-1));
+    REQUIRE(first);
+    CHECK(mode(path) == 0660);
+    auto second = listen_unix(path, static_cast<gid_t>(-1));
+    REQUIRE_FALSE(second);
+    CHECK(second.error().message.find("in use") != std::string::npos);
+  }
+  CHECK(listen_unix(path, static_cast<gid_t>(-1)));
+  std::ofstream(dir.path + "/file") << "x";
+  auto file = listen_unix(dir.path + "/file", static_cast<gid_t>(-1));
+  REQUIRE_FALSE(file);
+  CHECK(file.error().message.find("not a socket") != std::string::npos);
+  CHECK_FALSE(listen_unix(std::string(200, 'x'), static_cast<gid_t>(-1)));
+}

@@ -1,0 +1,66 @@
+#include <doctest/doctest.h>
+
+#include "model/snapshot.h"
+
+using namespace nodemesh;
+using namespace nodemesh::model;
+
+namespace {
+
+Shared<Workload> workload(std::string name, Addr address, bool host_network = false) {
+  Workload out{.uid = "uid-" + name, .ns = "shop", .name = name, .addresses = {address}, .host_network = host_network,
+               .policy = std::make_shared<const WorkloadPolicy>()};
+  return std::make_shared<const Workload>(std::move(out));
+}
+
+}  // namespace
+
+TEST_CASE("a snapshot finds workloads and services by every key") {
+  SnapshotContent content{.generation = 7, .node = "node1"};
+  content.mesh.cluster_cidrs = {*Cidr::parse("10.244.0.0/16")};
+  content.workloads = {workload("a", Addr::v4(10, 244, 1, 1)), workload("host", Addr::v4(10, 244, 1, 2), true)};
+  Service service{.ns = "shop", .name = "web", .vips = {Addr::v4(10, 96, 0, 1)}, .ports = {{.name = "http", .port = 80}}};
+  content.services = {std::make_shared<const Service>(service)};
+  Snapshot snapshot(content);
+  CHECK(snapshot.find_workload(Addr::v4(10, 244, 1, 1))->name == "a");
+  CHECK_FALSE(snapshot.find_workload(Addr::v4(10, 244, 1, 2)));
+  CHECK(snapshot.find_workload("shop", "host")->host_network);
+  CHECK(snapshot.find_workload_by_uid("uid-a")->name == "a");
+  CHECK_FALSE(snapshot.find_workload_by_uid("uid-b"));
+  CHECK_FALSE(snapshot.find_workload("nowhere", "a"));
+  CHECK(snapshot.find_service("shop", "web")->name == "web");
+  CHECK(snapshot.find_service(Addr::v4(10, 96, 0, 1))->name == "web");
+  auto found = snapshot.find_service_port({Addr::v4(10, 96, 0, 1), 80});
+  REQUIRE(found.port);
+  CHECK(found.port->name == "http");
+  found = snapshot.find_service_port({Addr::v4(10, 96, 0, 1), 81});
+  CHECK(found.service);
+  CHECK_FALSE(found.port);
+  CHECK_FALSE(snapshot.find_service_port({Addr::v4(10, 96, 0, 2), 80}).service);
+  CHECK(snapshot.in_cluster(Addr::v4(10, 244, 9, 9)));
+  CHECK_FALSE(snapshot.in_cluster(Addr::v4(192, 0, 2, 1)));
+}
+
+TEST_CASE("equality looks through shared pointers") {
+  auto a = workload("a", Addr::v4(10, 0, 0, 1)), b = workload("a", Addr::v4(10, 0, 0, 1));
+  CHECK(a.get() != b.get());
+  CHECK(a == b);
+  CHECK_FALSE(a == workload("a", Addr::v4(10, 0, 0, 2)));
+  CHECK_FALSE(a == Shared<Workload>{});
+  CHECK(Shared<Workload>{} == Shared<Workload>{});
+  SnapshotContent one{.generation = 1, .workloads = {a}}, two{.generation = 2, .workloads = {b}};
+  CHECK(one.same_content(two));
+}
+
+TEST_CASE("usable endpoints are of the dialled family, or of the other where that has none") {
+  auto v4 = Addr::v4(10, 0, 0, 1), v6 = *Addr::parse("fd00::1");
+  ServicePort port{.endpoints = {{.address = v4, .port = 1}, {.address = v6, .port = 1}, {.address = v6, .port = 2}}, .usable_v4 = 1, .usable_v6 = 1};
+  CHECK(port.usable(v4).size() == 1);
+  CHECK(port.usable(v4)[0].address == v4);
+  CHECK(port.usable(v6)[0].address == v6);
+  port.endpoints.erase(port.endpoints.begin());
+  port.usable_v4 = 0;
+  CHECK(port.usable(v4)[0].address == v6);
+  port.usable_v6 = 0;
+  CHECK(port.usable(v4).empty());
+}
