@@ -24,7 +24,8 @@ std::optional<Format> parse_format(std::string_view name) {
 
 void add_global_flags(CLI::App& app, Context& context) {
   app.add_option_function<std::string>(
-         "-o,--output", [&context](const std::string& name) { context.format = parse_format(name).value_or(Format::table); },
+         "-o,--output",
+         [&context](const std::string& name) { context.format = parse_format(name).value_or(Format::table); },
          "table, json, yaml or wide")
       ->check([](const std::string& name) {
         return parse_format(name) ? "" : "there is no output '" + name + "'; use table, json, yaml or wide";
@@ -37,7 +38,8 @@ void add_global_flags(CLI::App& app, Context& context) {
       ->envname("NODEMESH_RUN_DIR")
       ->capture_default_str()
       ->type_name("DIR");
-  app.add_option("--admin", context.admin, "one agent's admin address: unix:/path or host:port")->type_name("ADDRESS");
+  app.add_option("--admin", context.admin, "one agent's admin address: unix:/path or host:port")
+      ->type_name("ADDRESS");
   app.add_flag("--strict", context.strict, "exit with 3 if there were warnings");
 }
 
@@ -59,37 +61,50 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   auto* status_command = add_command(app, "status", "whether each node is ready, and what is wrong");
   status_command->callback([&] { parsed.chosen = [&] { return status(context); }; });
 
-  auto* get_command = add_command(app, "get", "what an agent knows: workloads, services, policies, certs, connections, listeners");
+  auto* get_command = add_command(
+      app, "get", "what an agent knows: workloads, services, policies, certs, connections, listeners");
   get_command->add_option("kind", parsed.kind, "one of these, singular or plural")
       ->required()
       ->check([](const std::string& kind) {
-        return plural_kind(kind).empty() ? "there is no '" + kind + "'; use workloads, services, policies, certs, connections or listeners" : "";
+        return plural_kind(kind).empty()
+                   ? "there is no '" + kind +
+                         "'; use workloads, services, policies, certs, connections or listeners"
+                   : "";
       });
   get_command->callback([&] { parsed.chosen = [&] { return get(context, plural_kind(parsed.kind)); }; });
 
   auto* log_command = add_command(app, "log", "log levels of the agents");
   log_command->require_subcommand(1);
-  add_command(*log_command, "get", "show them")->callback([&] { parsed.chosen = [&] { return log_get(context); }; });
+  add_command(*log_command, "get", "show them")->callback([&] {
+    parsed.chosen = [&] { return log_get(context); };
+  });
   auto* set_command = add_command(*log_command, "set", "change one");
   set_command->add_option("component", parsed.component, "a component of `log get`, or all")->required();
   set_command->add_option("level", parsed.level, "debug, info, warn, error or off")
       ->required()
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}));
-  set_command->add_option("--for", parsed.duration, "go back after this time, for example 5m")->type_name("TIME");
-  set_command->callback([&] { parsed.chosen = [&] { return log_set(context, parsed.component, parsed.level, parsed.duration); }; });
+  set_command->add_option("--for", parsed.duration, "go back after this time, for example 5m")
+      ->type_name("TIME");
+  set_command->callback([&] {
+    parsed.chosen = [&] { return log_set(context, parsed.component, parsed.level, parsed.duration); };
+  });
 
   auto* version_command = add_command(app, "version", "of meshctl and of the agents that answer");
   version_command->add_flag("--client", parsed.client_only, "of meshctl only");
   version_command->callback([&] { parsed.chosen = [&] { return version(context, parsed.client_only); }; });
 
-  auto* completion_command = add_command(app, "completion", "print a completion script, e.g. `source <(meshctl completion bash)`");
-  completion_command->add_option("shell", parsed.shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  auto* completion_command =
+      add_command(app, "completion", "print a completion script, e.g. `source <(meshctl completion bash)`");
+  completion_command->add_option("shell", parsed.shell, "bash, zsh or fish")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   completion_command->callback([&] { parsed.chosen = [&] { return completion(context, parsed.shell); }; });
 
 #ifdef NODEMESH_NODE_RUN
   // Only described here; main() hands the arguments over unparsed.
   auto* node_command = add_command(app, "node", "run a node on this machine");
-  add_command(*node_command, "run", "start the warden and the proxy of one node: --config DIR --node NAME, see --help");
+  add_command(*node_command, "run",
+              "start the warden and the proxy of one node: --config DIR --node NAME, see --help");
   node_command->require_subcommand(1);
 #endif
 
@@ -114,7 +129,8 @@ int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
   } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success, out, err) == 0 ? kOk : kFailure;
   } catch (const CLI::ParseError& error) {
-    return context.failed(kUsage, error.what(), "run `meshctl --help`, or with a command: `meshctl get --help`");
+    return context.failed(kUsage, error.what(),
+                          "run `meshctl --help`, or with a command: `meshctl get --help`");
   }
   return parsed.chosen ? parsed.chosen() : kOk;
 }

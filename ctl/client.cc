@@ -19,7 +19,8 @@ namespace {
 constexpr size_t kMaxAnswer = 256 << 20;
 
 std::unexpected<Error> unreachable(std::string_view target, std::string_view why) {
-  return fail(Reason::CONNECT_FAILED, "cannot reach the agent at " + std::string(target) + ": " + std::string(why));
+  return fail(Reason::CONNECT_FAILED,
+              "cannot reach the agent at " + std::string(target) + ": " + std::string(why));
 }
 
 bool wait_for(int fd, short events, Monotonic::time_point until) {
@@ -50,7 +51,8 @@ Result<Fd> connect_to(std::string_view target, Monotonic::time_point until) {
   if (target.starts_with("unix:")) {
     auto path = target.substr(5);
     sockaddr_un native{.sun_family = AF_UNIX, .sun_path = {}};
-    if (path.empty() || path.size() >= sizeof native.sun_path) return unreachable(target, "the path is too long for a socket");
+    if (path.empty() || path.size() >= sizeof native.sun_path)
+      return unreachable(target, "the path is too long for a socket");
     std::memcpy(native.sun_path, path.data(), path.size());
     Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     return finish_connect(target, std::move(fd), reinterpret_cast<sockaddr*>(&native), sizeof native, until);
@@ -83,7 +85,8 @@ size_t content_length(std::string_view head) {
   for (size_t at = 0; (at = head.find("\r\n", at)) != head.npos;) {
     at += 2;
     static constexpr std::string_view kName = "content-length:";
-    if (head.size() - at < kName.size() || ::strncasecmp(head.data() + at, kName.data(), kName.size()) != 0) continue;
+    if (head.size() - at < kName.size() || ::strncasecmp(head.data() + at, kName.data(), kName.size()) != 0)
+      continue;
     auto value = head.substr(at + kName.size());
     value.remove_prefix(std::min(value.find_first_not_of(' '), value.size()));
     size_t length = std::string_view::npos;
@@ -118,7 +121,8 @@ Result<HttpResponse> parse_response(std::string_view bytes, bool at_end) {
   return response;
 }
 
-Result<HttpResponse> http(std::string_view target, std::string_view method, std::string_view path, milliseconds deadline) {
+Result<HttpResponse> http(std::string_view target, std::string_view method, std::string_view path,
+                          milliseconds deadline) {
   auto until = Monotonic::now() + deadline;
   auto fd = connect_to(target, until);
   if (!fd) return std::unexpected(fd.error());

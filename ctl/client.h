@@ -1,5 +1,5 @@
-// A small blocking HTTP/1.1 client for the agents' admin ports, with a deadline over everything. One request per
-// connection. Any thread.
+// A small blocking HTTP/1.1 client for the agents' admin ports, with a deadline over everything. One request
+// per connection. Any thread.
 #pragma once
 
 #include <string>
@@ -15,12 +15,14 @@ struct HttpResponse {
   std::string body;
 };
 
-// `target` is "unix:/path" or "host:port" with a numeric host or "localhost". `path` includes the query, encoded. The
-// error says why the agent could not be reached; its Reason is CONNECT_FAILED, or INTERNAL for an answer that is no HTTP.
+// `target` is "unix:/path" or "host:port" with a numeric host or "localhost". `path` includes the query,
+// encoded. The error says why the agent could not be reached; its Reason is CONNECT_FAILED, or INTERNAL for
+// an answer that is no HTTP.
 Result<HttpResponse> http(std::string_view target, std::string_view method, std::string_view path,
                           milliseconds deadline = seconds(10));
 
-// Reads a whole answer, as far as it has come. nullopt-like: an error if malformed, status 0 while incomplete.
+// Reads a whole answer, as far as it has come. nullopt-like: an error if malformed, status 0 while
+// incomplete.
 Result<HttpResponse> parse_response(std::string_view bytes, bool at_end);
 
 }  // namespace nodemesh::ctl

@@ -1,4 +1,5 @@
-// The commands of meshctl, one file each. They return an exit code (context.h); everything to be told has been told.
+// The commands of meshctl, one file each. They return an exit code (context.h); everything to be told has
+// been told.
 #pragma once
 
 #include <iosfwd>
@@ -16,7 +17,8 @@ int get(Context& context, const std::string& kind);
 int status(Context& context);
 int log_get(Context& context);
 // `duration` "" keeps the level until it is changed again.
-int log_set(Context& context, const std::string& component, const std::string& level, const std::string& duration);
+int log_set(Context& context, const std::string& component, const std::string& level,
+            const std::string& duration);
 int version(Context& context, bool client_only);
 // A script for bash, zsh or fish that asks this program for the candidates.
 int completion(Context& context, const std::string& shell);

@@ -26,7 +26,8 @@ _meshctl() {
 compdef _meshctl meshctl
 )sh";
 
-constexpr std::string_view kFish = R"sh(complete -c meshctl -f -a '(meshctl __complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+constexpr std::string_view kFish =
+    R"sh(complete -c meshctl -f -a '(meshctl __complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
 )sh";
 
 std::vector<std::string> values_of(const Context& context, std::string_view command, std::string_view after) {
@@ -42,9 +43,12 @@ std::vector<std::string> values_of(const Context& context, std::string_view comm
   std::vector<std::string> names;
   if (after == "set") {
     names.push_back("all");
-    for (int c = 0; c < static_cast<int>(log::Component::count); ++c) names.emplace_back(log::name(static_cast<log::Component>(c)));
+    for (int c = 0; c < static_cast<int>(log::Component::count); ++c)
+      names.emplace_back(log::name(static_cast<log::Component>(c)));
   } else if (after == "all" || log::parse_component(after)) {
-    for (auto level : {log::Level::debug, log::Level::info, log::Level::warn, log::Level::error, log::Level::off}) names.emplace_back(log::name(level));
+    for (auto level :
+         {log::Level::debug, log::Level::info, log::Level::warn, log::Level::error, log::Level::off})
+      names.emplace_back(log::name(level));
   }
   return names;
 }

@@ -1,4 +1,5 @@
-// What every meshctl command gets: the global flags, where to write, and the exit codes. One thread; plain values.
+// What every meshctl command gets: the global flags, where to write, and the exit codes. One thread; plain
+// values.
 #pragma once
 
 #include <iosfwd>
@@ -40,7 +41,8 @@ struct Context {
   int finish() const { return strict && warnings ? kWarnings : kOk; }
 };
 
-// Control characters and what is not ASCII become \xNN: names may come from a peer and must not reach a terminal raw.
+// Control characters and what is not ASCII become \xNN: names may come from a peer and must not reach a
+// terminal raw.
 std::string printable(std::string_view text);
 
 }  // namespace nodemesh::ctl

@@ -43,9 +43,14 @@ int get(Context& context, const std::string& kind) {
     if (kind == "connections") append_rows(all["denials"], answer.body, "denials", answer.node);
   }
   switch (context.format) {
-    case Format::json: context.out << to_json_text(all); break;
-    case Format::yaml: context.out << to_yaml_text(all); break;
-    default: print_tables(context, kind, all);
+    case Format::json:
+      context.out << to_json_text(all);
+      break;
+    case Format::yaml:
+      context.out << to_yaml_text(all);
+      break;
+    default:
+      print_tables(context, kind, all);
   }
   return answers.exit ? answers.exit : context.finish();
 }

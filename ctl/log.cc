@@ -15,7 +15,8 @@ namespace {
 std::string encode(const std::string& text) {
   std::string out;
   for (unsigned char c : text) {
-    bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_' || c == '~';
+    bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+                 c == '.' || c == '_' || c == '~';
     out += plain ? std::string(1, static_cast<char>(c)) : fmt::format("%{:02X}", c);
   }
   return out;
@@ -28,7 +29,8 @@ int show(Context& context, const Answers& answers) {
     auto levels = answer.body.find("levels");
     if (levels == answer.body.end() || !levels->is_object()) continue;
     items.push_back({{"node", answer.node}, {"levels", *levels}});
-    for (const auto& [component, level] : levels->items()) table.add({{answer.node}, {component}, {text_at(level, "")}});
+    for (const auto& [component, level] : levels->items())
+      table.add({{answer.node}, {component}, {text_at(level, "")}});
   }
   nlohmann::json all = {{"schema", 1}, {"kind", "logging"}, {"items", items}};
   if (context.format == Format::json) {
@@ -48,7 +50,8 @@ int log_get(Context& context) {
   return answers.list.empty() ? answers.exit : show(context, answers);
 }
 
-int log_set(Context& context, const std::string& component, const std::string& level, const std::string& duration) {
+int log_set(Context& context, const std::string& component, const std::string& level,
+            const std::string& duration) {
   std::string path = "/logging?component=" + encode(component) + "&level=" + encode(level);
   if (!duration.empty()) path += "&for=" + encode(duration);
   auto answers = ask(context, "POST", path);

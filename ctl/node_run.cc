@@ -4,6 +4,8 @@
 
 namespace nodemesh::ctl {
 
-int node_run(int argc, char** argv) { return app::node_run_main(argc, argv); }
+int node_run(int argc, char** argv) {
+  return app::node_run_main(argc, argv);
+}
 
 }  // namespace nodemesh::ctl

@@ -17,17 +17,21 @@ Target in_run_dir(const Context& context, const std::string& node) {
 }
 
 int nobody_found(const Context& context) {
-  return context.failed(kUnreachable, "no node runs here: no <node>/admin.sock in " + context.run_dir,
-                        "start one with `meshctl node run --config DIR --node NAME`, or name its run directory with --run-dir");
+  return context.failed(
+      kUnreachable, "no node runs here: no <node>/admin.sock in " + context.run_dir,
+      "start one with `meshctl node run --config DIR --node NAME`, or name its run directory with --run-dir");
 }
 
 Result<nlohmann::json> ask_one(const Target& target, std::string_view method, std::string_view path) {
   auto response = http(target.address, method, path);
   if (!response) return std::unexpected(response.error());
   if (response->status == 404) return fail("node " + target.name + " does not serve " + std::string(path));
-  if (response->status != 200) return fail("node " + target.name + " answered " + std::to_string(response->status) + ": " + response->body.substr(0, response->body.find('\n')));
+  if (response->status != 200)
+    return fail("node " + target.name + " answered " + std::to_string(response->status) + ": " +
+                response->body.substr(0, response->body.find('\n')));
   auto body = nlohmann::json::parse(response->body, nullptr, false);
-  if (!body.is_object()) return fail("node " + target.name + " answered with something that is not a JSON object");
+  if (!body.is_object())
+    return fail("node " + target.name + " answered with something that is not a JSON object");
   return body;
 }
 
@@ -39,7 +43,8 @@ std::vector<Target> find_targets(const Context& context) {
   for (const auto& node : context.nodes) targets.push_back(in_run_dir(context, node));
   if (!targets.empty()) return targets;
   std::error_code error;
-  for (std::filesystem::directory_iterator entry(context.run_dir, error), end; !error && entry != end; entry.increment(error)) {
+  for (std::filesystem::directory_iterator entry(context.run_dir, error), end; !error && entry != end;
+       entry.increment(error)) {
     std::error_code ignored;
     if (std::filesystem::is_socket(entry->path() / "admin.sock", ignored)) {
       targets.push_back(in_run_dir(context, entry->path().filename()));
@@ -74,8 +79,9 @@ Answers ask(Context& context, std::string_view method, std::string_view path) {
       context.warn(error.message);
       continue;
     }
-    auto next = refused ? "run `meshctl version` to compare the versions, and --help for what the command takes"
-                        : "look whether the agent runs, or use sudo: its socket is its user's and root's only";
+    auto next = refused
+                    ? "run `meshctl version` to compare the versions, and --help for what the command takes"
+                    : "look whether the agent runs, or use sudo: its socket is its user's and root's only";
     answers.exit = context.failed(refused ? kFailure : kUnreachable, error.message, next);
   }
   return answers;

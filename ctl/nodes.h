@@ -30,8 +30,8 @@ struct Answers {
   int exit = kOk;  // not kOk: nothing to show, and it has been said why
 };
 
-// Asks every target. Those that do not answer are warnings while another one does; none at all is kUnreachable, and so is
-// a node named by --node.
+// Asks every target. Those that do not answer are warnings while another one does; none at all is
+// kUnreachable, and so is a node named by --node.
 Answers ask(Context& context, std::string_view method, std::string_view path);
 
 }  // namespace nodemesh::ctl

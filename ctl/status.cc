@@ -18,7 +18,13 @@ const nlohmann::json& list_of(const nlohmann::json& status, const char* key) {
   return found != status.end() && found->is_array() ? *found : kNone;
 }
 
-bool is_ready(const nlohmann::json& status) { return text_at(status, "/ready") == "true"; }
+std::string seconds_at(const nlohmann::json& node, std::string_view pointer) {
+  return text_at(node, pointer).empty() ? "" : human_seconds(number_at(node, pointer));
+}
+
+bool is_ready(const nlohmann::json& status) {
+  return text_at(status, "/ready") == "true";
+}
 
 void print_table(Context& context, const nlohmann::json& nodes) {
   Table table({"NODE", "READY", "VERSION", "WARDEN", "GENERATION", "CONFIG AGE", "REJECTED", "UPTIME"});
@@ -30,9 +36,9 @@ void print_table(Context& context, const nlohmann::json& nodes) {
                {text_at(node, "/version")},
                warden ? Cell{"connected", Style::good} : Cell{"gone", Style::doubtful},
                {text_at(node, "/generation")},
-               {human_seconds(number_at(node, "/config_age_s"))},
+               {seconds_at(node, "/config_age_s")},
                {std::to_string(rejected), rejected ? Style::doubtful : Style::plain},
-               {human_seconds(number_at(node, "/uptime_s"))}});
+               {seconds_at(node, "/uptime_s")}});
   }
   context.out << table.render(context.colour);
 }
@@ -40,11 +46,14 @@ void print_table(Context& context, const nlohmann::json& nodes) {
 // Everything that is not as it should be, each with where and why.
 void report(Context& context, const nlohmann::json& node) {
   auto name = text_at(node, "/node");
-  for (const auto& reason : list_of(node, "reasons")) context.warn("node " + name + " is not ready: " + text_at(reason, ""));
+  for (const auto& reason : list_of(node, "reasons"))
+    context.warn("node " + name + " is not ready: " + text_at(reason, ""));
   for (const auto& object : list_of(node, "rejected")) {
-    auto where = text_at(object, "/origin"), field = text_at(object, "/field");
-    context.warn(name + ": " + text_at(object, "/kind") + " " + text_at(object, "/namespace") + "/" + text_at(object, "/name") +
-                 (where.empty() ? "" : " (" + where + ")") + (field.empty() ? "" : ", " + field) + ": " + text_at(object, "/message"));
+    auto where = text_at(object, "/origin"), field = text_at(object, "/field"), fix = text_at(object, "/fix");
+    context.warn(name + ": " + text_at(object, "/kind") + " " + text_at(object, "/namespace") + "/" +
+                 text_at(object, "/name") + (where.empty() ? "" : " (" + where + ")") +
+                 (field.empty() ? "" : ", " + field) + ": " + text_at(object, "/message") +
+                 (fix.empty() ? "" : "; " + fix));
   }
 }
 
@@ -56,7 +65,8 @@ int status(Context& context) {
   nlohmann::json nodes = nlohmann::json::array();
   for (auto& answer : answers.list) {
     auto found = answer.body.find("status");
-    nlohmann::json node = found != answer.body.end() && found->is_object() ? *found : nlohmann::json::object();
+    nlohmann::json node =
+        found != answer.body.end() && found->is_object() ? *found : nlohmann::json::object();
     node["node"] = answer.node;
     node["version"] = text_at(answer.body, "/version");
     nodes.push_back(std::move(node));

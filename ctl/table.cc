@@ -11,10 +11,14 @@ namespace {
 
 std::string_view colour_of(Style style) {
   switch (style) {
-    case Style::good: return "\033[32m";
-    case Style::bad: return "\033[31m";
-    case Style::doubtful: return "\033[33m";
-    case Style::plain: break;
+    case Style::good:
+      return "\033[32m";
+    case Style::bad:
+      return "\033[31m";
+    case Style::doubtful:
+      return "\033[33m";
+    case Style::plain:
+      break;
   }
   return "";
 }

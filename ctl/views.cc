@@ -64,7 +64,9 @@ Show state(std::string pointer) {
   return [pointer = std::move(pointer)](const json& row) -> Cell {
     auto text = text_at(row, pointer);
     static const std::vector<std::string> kGood = {"ok", "ready", "valid", "accepted", "open", "enrolled"};
-    return {text, std::ranges::find(kGood, text) != kGood.end() ? Style::good : text.empty() ? Style::plain : Style::doubtful};
+    return {text, std::ranges::find(kGood, text) != kGood.end() ? Style::good
+                  : text.empty()                                ? Style::plain
+                                                                : Style::doubtful};
   };
 }
 
@@ -104,7 +106,8 @@ Show party(std::string side) {
     auto identity = text_at(row, side + "/identity");
     if (!identity.empty()) return {identity};
     auto workload = text_at(row, side + "/workload");
-    if (!workload.empty()) return {text_at(row, side + "/namespace") + "/" + workload + " (unproven)", Style::doubtful};
+    if (!workload.empty())
+      return {text_at(row, side + "/namespace") + "/" + workload + " (unproven)", Style::doubtful};
     return {text_at(row, side + "/address"), Style::doubtful};
   };
 }
@@ -125,31 +128,53 @@ Show age() {
 
 std::vector<Column> columns(std::string_view kind) {
   if (kind == "workloads") {
-    return {{"NAMESPACE", plain("/namespace")}, {"NAME", plain("/name")},        {"ADDRESSES", plain("/addresses")},
-            {"PROTOCOL", plain("/protocol")},   {"ENROLLED", yes_no("/enrolled")}, {"STATUS", state("/status")},
-            {"ON", plain("/node"), true},       {"IDENTITY", plain("/identity"), true}, {"ORIGIN", plain("/origin"), true}};
+    return {{"NAMESPACE", plain("/namespace")}, {"NAME", plain("/name")},
+            {"ADDRESSES", plain("/addresses")}, {"PROTOCOL", plain("/protocol")},
+            {"ENROLLED", yes_no("/enrolled")},  {"STATUS", state("/status")},
+            {"ON", plain("/node"), true},       {"IDENTITY", plain("/identity"), true},
+            {"ORIGIN", plain("/origin"), true}};
   }
   if (kind == "services") {
-    return {{"NAMESPACE", plain("/namespace")}, {"NAME", plain("/name")}, {"ADDRESSES", plain("/addresses")},
-            {"PORTS", ports()}, {"ENDPOINTS", endpoints()}, {"HOST", plain("/host"), true}};
+    return {{"NAMESPACE", plain("/namespace")}, {"NAME", plain("/name")},
+            {"ADDRESSES", plain("/addresses")}, {"PORTS", ports()},
+            {"ENDPOINTS", endpoints()},         {"HOST", plain("/host"), true}};
   }
   if (kind == "policies") {
-    return {{"KIND", plain("/kind")},     {"NAMESPACE", plain("/namespace")}, {"NAME", plain("/name")},
-            {"SCOPE", plain("/scope")},   {"ACTION", plain("/action")},       {"STATUS", state("/status")},
-            {"DRY-RUN", plain("/dry_run"), true}, {"ORIGIN", plain("/origin"), true}};
+    return {{"KIND", plain("/kind")},
+            {"NAMESPACE", plain("/namespace")},
+            {"NAME", plain("/name")},
+            {"SCOPE", plain("/scope")},
+            {"ACTION", plain("/action")},
+            {"STATUS", state("/status")},
+            {"DRY-RUN", plain("/dry_run"), true},
+            {"ORIGIN", plain("/origin"), true}};
   }
   if (kind == "certs") {
-    return {{"IDENTITY", plain("/identity")}, {"STATE", state("/state")}, {"EXPIRES IN", expires()},
-            {"NOT AFTER", plain("/not_after"), true}, {"SERIAL", plain("/serial"), true}};
+    return {{"IDENTITY", plain("/identity")},
+            {"STATE", state("/state")},
+            {"EXPIRES IN", expires()},
+            {"NOT AFTER", plain("/not_after"), true},
+            {"SERIAL", plain("/serial"), true}};
   }
   if (kind == "listeners") {
-    return {{"NAMESPACE", plain("/namespace")}, {"WORKLOAD", plain("/workload")}, {"KIND", plain("/kind")},
-            {"ADDRESS", plain("/address")}, {"STATE", state("/state")}};
+    return {{"NAMESPACE", plain("/namespace")},
+            {"WORKLOAD", plain("/workload")},
+            {"KIND", plain("/kind")},
+            {"ADDRESS", plain("/address")},
+            {"STATE", state("/state")}};
   }
-  return {{"SOURCE", party("/source")}, {"DESTINATION", party("/destination")}, {"PORT", plain("/destination/port")},
-          {"TLS", tls()}, {"PATH", plain("/path")}, {"RECEIVED", bytes("/bytes_received")}, {"SENT", bytes("/bytes_sent")},
-          {"AGE", age()}, {"DIRECTION", plain("/direction"), true}, {"FROM", plain("/source/address"), true},
-          {"TO", plain("/destination/address"), true}, {"SERVICE", plain("/destination/service"), true}};
+  return {{"SOURCE", party("/source")},
+          {"DESTINATION", party("/destination")},
+          {"PORT", plain("/destination/port")},
+          {"TLS", tls()},
+          {"PATH", plain("/path")},
+          {"RECEIVED", bytes("/bytes_received")},
+          {"SENT", bytes("/bytes_sent")},
+          {"AGE", age()},
+          {"DIRECTION", plain("/direction"), true},
+          {"FROM", plain("/source/address"), true},
+          {"TO", plain("/destination/address"), true},
+          {"SERVICE", plain("/destination/service"), true}};
 }
 
 Table make_table(const std::vector<Column>& all, const json& rows, bool wide, bool show_node) {
@@ -172,7 +197,9 @@ Table make_table(const std::vector<Column>& all, const json& rows, bool wide, bo
 
 }  // namespace
 
-std::vector<std::string> row_kinds() { return {"workloads", "services", "policies", "certs", "connections", "listeners"}; }
+std::vector<std::string> row_kinds() {
+  return {"workloads", "services", "policies", "certs", "connections", "listeners"};
+}
 
 std::string plural_kind(std::string_view kind) {
   for (const auto& plural : row_kinds()) {
@@ -194,11 +221,12 @@ Table rows_table(std::string_view kind, const json& rows, bool wide) {
 }
 
 Table denials_table(const json& denials) {
-  static const std::vector<Column> kColumns = {{"TIME", plain("/time")},
-                                               {"SOURCE", plain("/source")},
-                                               {"DESTINATION", plain("/destination")},
-                                               {"REASON", [](const json& row) { return Cell{text_at(row, "/reason"), Style::bad}; }},
-                                               {"POLICY", plain("/policy")}};
+  static const std::vector<Column> kColumns = {
+      {"TIME", plain("/time")},
+      {"SOURCE", plain("/source")},
+      {"DESTINATION", plain("/destination")},
+      {"REASON", [](const json& row) { return Cell{text_at(row, "/reason"), Style::bad}; }},
+      {"POLICY", plain("/policy")}};
   return make_table(kColumns, denials, false, false);
 }
 

@@ -1,5 +1,5 @@
-// How each kind of row is shown as a table. Rows come from an agent that may be of another version: a field that is
-// missing or of another type is shown as "-", never an error.
+// How each kind of row is shown as a table. Rows come from an agent that may be of another version: a field
+// that is missing or of another type is shown as "-", never an error.
 #pragma once
 
 #include <string>
@@ -21,7 +21,8 @@ std::string plural_kind(std::string_view kind);
 Table rows_table(std::string_view kind, const nlohmann::json& rows, bool wide);
 Table denials_table(const nlohmann::json& denials);
 
-// The value at a JSON pointer as text: strings as they are, arrays joined by commas, "" for what is not there.
+// The value at a JSON pointer as text: strings as they are, arrays joined by commas, "" for what is not
+// there.
 std::string text_at(const nlohmann::json& row, std::string_view pointer);
 int64_t number_at(const nlohmann::json& row, std::string_view pointer, int64_t otherwise = 0);
 

@@ -9,7 +9,8 @@ namespace {
 bool is_token(std::string_view text) {
   static constexpr std::string_view kMarks = "!#$%&'*+-.^_`|~";
   auto ok = [](unsigned char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || kMarks.find(static_cast<char>(c)) != kMarks.npos;
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           kMarks.find(static_cast<char>(c)) != kMarks.npos;
   };
   return !text.empty() && std::ranges::all_of(text, ok);
 }
@@ -19,7 +20,8 @@ bool is_field_value(std::string_view text) {
 }
 
 bool same_name(std::string_view a, std::string_view lower) {
-  return std::ranges::equal(a, lower, [](char x, char y) { return (x >= 'A' && x <= 'Z' ? x + 32 : x) == y; });
+  return std::ranges::equal(a, lower,
+                            [](char x, char y) { return (x >= 'A' && x <= 'Z' ? x + 32 : x) == y; });
 }
 
 std::string_view trim(std::string_view text) {
@@ -84,7 +86,8 @@ RequestParser::Status RequestParser::next(Request& request) {
     if (buffer_ == "\r") return Status::need_more;  // perhaps half of one
     auto end = buffer_.find("\r\n\r\n", scanned_ > 3 ? scanned_ - 3 : 0);
     if (end == buffer_.npos || end + 4 > kMaxHead) {
-      if (buffer_.size() > kMaxHead || end != buffer_.npos) return refuse(431, "the request's head exceeds 8 KiB");
+      if (buffer_.size() > kMaxHead || end != buffer_.npos)
+        return refuse(431, "the request's head exceeds 8 KiB");
       scanned_ = buffer_.size();
       return Status::need_more;
     }
@@ -115,13 +118,18 @@ RequestParser::Status RequestParser::parse_head(std::string_view head, Request& 
 
 RequestParser::Status RequestParser::parse_request_line(std::string_view line, Request& request) {
   auto first = line.find(' '), second = line.rfind(' ');
-  if (first == line.npos || first == second) return refuse(400, "the request line is not METHOD TARGET VERSION");
-  auto method = line.substr(0, first), target = line.substr(first + 1, second - first - 1), version = line.substr(second + 1);
+  if (first == line.npos || first == second)
+    return refuse(400, "the request line is not METHOD TARGET VERSION");
+  auto method = line.substr(0, first), target = line.substr(first + 1, second - first - 1),
+       version = line.substr(second + 1);
   if (!is_token(method)) return refuse(400, "the method is not a token");
-  if (version != "HTTP/1.1" && version != "HTTP/1.0") return refuse(505, "only HTTP/1.1 and HTTP/1.0 are served");
-  bool visible = std::ranges::all_of(target, [](unsigned char c) { return c > 0x20 && c < 0x7f && c != '#'; });
+  if (version != "HTTP/1.1" && version != "HTTP/1.0")
+    return refuse(505, "only HTTP/1.1 and HTTP/1.0 are served");
+  bool visible =
+      std::ranges::all_of(target, [](unsigned char c) { return c > 0x20 && c < 0x7f && c != '#'; });
   if (!target.starts_with('/') || !visible) return refuse(400, "the target is not an absolute path");
-  if (method != "GET" && method != "HEAD" && method != "POST") return refuse(405, "only GET, HEAD and POST are served");
+  if (method != "GET" && method != "HEAD" && method != "POST")
+    return refuse(405, "only GET, HEAD and POST are served");
   http10_ = version == "HTTP/1.0";
   request.keep_alive = !http10_;
   request.method = method;
@@ -133,13 +141,15 @@ RequestParser::Status RequestParser::parse_request_line(std::string_view line, R
 
 RequestParser::Status RequestParser::parse_field(std::string_view line, Request& request) {
   auto colon = line.find(':');
-  if (colon == line.npos || !is_token(line.substr(0, colon))) return refuse(400, "a header field is malformed");
+  if (colon == line.npos || !is_token(line.substr(0, colon)))
+    return refuse(400, "a header field is malformed");
   auto value = trim(line.substr(colon + 1));
   if (!is_field_value(value)) return refuse(400, "a header field's value holds a control character");
   return apply_field(line.substr(0, colon), value, request);
 }
 
-RequestParser::Status RequestParser::apply_field(std::string_view name, std::string_view value, Request& request) {
+RequestParser::Status RequestParser::apply_field(std::string_view name, std::string_view value,
+                                                 Request& request) {
   if (same_name(name, "host")) {
     if (have_host_) return refuse(400, "the Host field is repeated");
     have_host_ = true;

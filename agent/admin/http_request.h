@@ -1,6 +1,6 @@
-// A strict, bounded HTTP/1.1 request parser (RFC 9112) for the admin ports: bytes in, requests out, no I/O. It accepts
-// what Prometheus, kubelet, curl and meshctl send and refuses everything that two readers could take differently.
-// One per connection, admin thread.
+// A strict, bounded HTTP/1.1 request parser (RFC 9112) for the admin ports: bytes in, requests out, no I/O.
+// It accepts what Prometheus, kubelet, curl and meshctl send and refuses everything that two readers could
+// take differently. One per connection, admin thread.
 #pragma once
 
 #include <cstddef>
@@ -31,10 +31,10 @@ class RequestParser {
 
   // Appends what was read. Keeps at most kMaxHead + what one call brings.
   void feed(std::string_view bytes) { buffer_.append(bytes); }
-  // Tries to take one request off the buffer; what follows stays for the next call. After `bad` the connection is to
-  // be answered with status() and closed.
+  // Tries to take one request off the buffer; what follows stays for the next call. After `bad` the
+  // connection is to be answered with status() and closed.
   Status next(Request& request);
-  int status() const { return status_; }              // of a bad request, e.g. 431
+  int status() const { return status_; }                 // of a bad request, e.g. 431
   std::string_view problem() const { return problem_; }  // one sentence, ASCII
   bool idle() const { return buffer_.empty() && body_left_ == 0; }
   size_t buffered() const { return buffer_.size(); }

@@ -18,7 +18,8 @@ constexpr int kBacklog = 64;
 
 std::unexpected<Error> cannot(std::string_view address, int error) {
   std::string text = "cannot listen on " + std::string(address) + ": ";
-  if (error == EADDRINUSE) return fail(text + "another process holds it; stop that process or choose another address");
+  if (error == EADDRINUSE)
+    return fail(text + "another process holds it; stop that process or choose another address");
   if (error == EACCES) return fail(text + "permission denied; choose a path or port that this user may use");
   return fail(text + std::strerror(error));
 }
@@ -26,7 +27,8 @@ std::unexpected<Error> cannot(std::string_view address, int error) {
 Result<Fd> open_tcp(std::string_view text, const SockAddr& addr) {
   int family = addr.ip.is_v4() ? AF_INET : AF_INET6;
   Fd fd(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd && errno == EAFNOSUPPORT && addr.ip.is_unspecified()) return open_tcp(text, {Addr::v4(0, 0, 0, 0), addr.port});
+  if (!fd && errno == EAFNOSUPPORT && addr.ip.is_unspecified())
+    return open_tcp(text, {Addr::v4(0, 0, 0, 0), addr.port});
   if (!fd) return cannot(text, errno);
   int on = 1, off = 0;
   ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -40,16 +42,18 @@ Result<Fd> open_tcp(std::string_view text, const SockAddr& addr) {
 
 // A socket file that nobody answers at is what a killed process left.
 bool is_stale(const sockaddr_un& native) {
-  struct stat status {};
+  struct stat status{};
   if (::lstat(native.sun_path, &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
   Fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&native), sizeof native) != 0 && errno == ECONNREFUSED;
+  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&native), sizeof native) != 0 &&
+         errno == ECONNREFUSED;
 }
 
 Result<Fd> open_unix(std::string_view text, std::string_view path) {
   sockaddr_un native{.sun_family = AF_UNIX, .sun_path = {}};
   if (path.empty() || path.size() >= sizeof native.sun_path) {
-    return fail("cannot listen on " + std::string(text) + ": a socket's path has 1 to 107 bytes; choose a shorter one");
+    return fail("cannot listen on " + std::string(text) +
+                ": a socket's path has 1 to 107 bytes; choose a shorter one");
   }
   std::memcpy(native.sun_path, path.data(), path.size());
   Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -67,7 +71,8 @@ Result<Fd> open_unix(std::string_view text, std::string_view path) {
 Result<Fd> open_listener(std::string_view address) {
   if (address.starts_with("unix:")) return open_unix(address, address.substr(5));
   auto parsed = SockAddr::parse(address);
-  if (!parsed) return fail("'" + std::string(address) + "' is not an address: write ip:port, [ip]:port or unix:/path");
+  if (!parsed)
+    return fail("'" + std::string(address) + "' is not an address: write ip:port, [ip]:port or unix:/path");
   return open_tcp(address, *parsed);
 }
 

@@ -20,7 +20,9 @@ std::string dump(const nlohmann::json& value) {
   return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
-Response problem(int status, std::string text) { return {status, "text/plain; charset=utf-8", std::move(text) + "\n"}; }
+Response problem(int status, std::string text) {
+  return {status, "text/plain; charset=utf-8", std::move(text) + "\n"};
+}
 
 Response not_found(std::string_view path) {
   return problem(404, "nothing is served at " + log::escape(path) + "; GET / lists what is");
@@ -46,20 +48,34 @@ nlohmann::json levels() {
 
 std::string_view phrase(int status) {
   switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 403: return "Forbidden";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Content Too Large";
-    case 417: return "Expectation Failed";
-    case 431: return "Request Header Fields Too Large";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    case 504: return "Gateway Timeout";
-    case 505: return "HTTP Version Not Supported";
-    default: return "Error";
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
+    case 413:
+      return "Content Too Large";
+    case 417:
+      return "Expectation Failed";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 501:
+      return "Not Implemented";
+    case 503:
+      return "Service Unavailable";
+    case 504:
+      return "Gateway Timeout";
+    case 505:
+      return "HTTP Version Not Supported";
+    default:
+      return "Error";
   }
 }
 
@@ -69,7 +85,8 @@ struct Routes::Revert {
   log::Component component;
   log::Level level;
   io::Timer timer;
-  explicit Revert(log::Component c, log::Level l) : component(c), level(l), timer([this] { log::set_level(component, level); }) {}
+  explicit Revert(log::Component c, log::Level l)
+      : component(c), level(l), timer([this] { log::set_level(component, level); }) {}
 };
 
 Routes::Routes(Sources sources, io::Reactor& reactor) : sources_(std::move(sources)), reactor_(reactor) {}
@@ -81,7 +98,8 @@ Result<milliseconds> parse_duration(std::string_view text) {
   auto unit = text.substr(static_cast<size_t>(end - text.data()));
   int64_t scale = unit == "ms" ? 1 : unit == "s" ? 1000 : unit == "m" ? 60'000 : unit == "h" ? 3'600'000 : 0;
   if (error != std::errc{} || scale == 0 || number <= 0 || number > kMaxFor.count() / scale) {
-    return fail("'" + std::string(text) + "' is not a duration: write for example 30s, 5m or 2h, at most 24h");
+    return fail("'" + std::string(text) +
+                "' is not a duration: write for example 30s, 5m or 2h, at most 24h");
   }
   return milliseconds(number * scale);
 }
@@ -90,7 +108,8 @@ void Routes::handle(Surface surface, const Request& request, Respond respond) {
   const auto& path = request.path;
   bool everything = surface == Surface::admin;
   if (everything && from_web_page(request)) {
-    return respond(problem(403, "the admin port serves local tools only: use localhost as the host and send no Origin"));
+    return respond(
+        problem(403, "the admin port serves local tools only: use localhost as the host and send no Origin"));
   }
   bool post = request.method == "POST";
   if (everything && path == "/logging") return respond(logging(request));
@@ -103,9 +122,10 @@ void Routes::handle(Surface surface, const Request& request, Respond respond) {
   if (path == "/") return respond(index());
   if (path == "/version") return respond(version());
   const std::pair<std::string_view, const Source*> lists[] = {
-      {"/workloads", &sources_.workloads}, {"/services", &sources_.services},       {"/policies", &sources_.policies},
-      {"/certs", &sources_.certs},         {"/connections", &sources_.connections}, {"/listeners", &sources_.listeners},
-      {"/status", &sources_.status},       {"/config_dump", &sources_.config_dump}};
+      {"/workloads", &sources_.workloads},     {"/services", &sources_.services},
+      {"/policies", &sources_.policies},       {"/certs", &sources_.certs},
+      {"/connections", &sources_.connections}, {"/listeners", &sources_.listeners},
+      {"/status", &sources_.status},           {"/config_dump", &sources_.config_dump}};
   for (const auto& [name, source] : lists) {
     if (path == name && *source) return rows(*source, std::string(name.substr(1)), std::move(respond));
   }
@@ -114,7 +134,8 @@ void Routes::handle(Surface surface, const Request& request, Respond respond) {
 
 void Routes::rows(const Source& source, std::string kind, Respond respond) {
   source([this, kind = std::move(kind), respond = std::move(respond)](nlohmann::json&& rows) mutable {
-    nlohmann::json body = {{"schema", 1}, {"node", sources_.node}, {"version", sources_.version}, {"kind", kind}};
+    nlohmann::json body = {
+        {"schema", 1}, {"node", sources_.node}, {"version", sources_.version}, {"kind", kind}};
     if (kind == "connections" && sources_.denials) {
       body["denials"] = nlohmann::json::array();
       for (const auto& denial : sources_.denials->recent()) body["denials"].push_back(denial_row(denial));
@@ -134,7 +155,8 @@ Response Routes::ready() const {
 }
 
 Response Routes::version() const {
-  return {200, kJson, dump({{"schema", 1}, {"node", sources_.node}, {"kind", "version"}, {"version", sources_.version}})};
+  return {200, kJson,
+          dump({{"schema", 1}, {"node", sources_.node}, {"kind", "version"}, {"version", sources_.version}})};
 }
 
 Response Routes::index() const {
@@ -146,7 +168,8 @@ Response Routes::index() const {
 
 Response Routes::logging(const Request& request) {
   if (request.method == "POST") return set_level(request);
-  return {200, kJson, dump({{"schema", 1}, {"node", sources_.node}, {"kind", "logging"}, {"levels", levels()}})};
+  return {200, kJson,
+          dump({{"schema", 1}, {"node", sources_.node}, {"kind", "logging"}, {"levels", levels()}})};
 }
 
 Response Routes::set_level(const Request& request) {
@@ -166,7 +189,8 @@ Response Routes::set_level(const Request& request) {
     auto each = static_cast<log::Component>(c);
     if (!all && each != *component) continue;
     auto before = log::level(each);
-    // A second change within the time returns to what was before the first, and a change for good cancels the return.
+    // A second change within the time returns to what was before the first, and a change for good cancels the
+    // return.
     for (const auto& revert : reverts_) {
       if (revert->component == each && revert->timer.armed()) before = revert->level;
     }
@@ -175,8 +199,11 @@ Response Routes::set_level(const Request& request) {
     if (limit) reverts_.emplace_back(std::make_unique<Revert>(each, before))->timer.arm(reactor_, *limit);
   }
   log::info(log::Component::admin, "log level changed",
-            {{"for_component", *component_name}, {"to", *level_name}, {"for", limit ? *request.parameter("for") : "good"}});
-  return {200, kJson, dump({{"schema", 1}, {"node", sources_.node}, {"kind", "logging"}, {"levels", levels()}})};
+            {{"for_component", *component_name},
+             {"to", *level_name},
+             {"for", limit ? *request.parameter("for") : "good"}});
+  return {200, kJson,
+          dump({{"schema", 1}, {"node", sources_.node}, {"kind", "logging"}, {"levels", levels()}})};
 }
 
 std::string serialise(const Response& response, bool keep_alive, bool head) {

@@ -10,8 +10,8 @@
 namespace nodemesh::admin {
 namespace {
 
-nlohmann::json side(const telemetry::WorkloadRef& workload, const std::shared_ptr<const std::string>& identity,
-                    const SockAddr& addr) {
+nlohmann::json side(const telemetry::WorkloadRef& workload,
+                    const std::shared_ptr<const std::string>& identity, const SockAddr& addr) {
   nlohmann::json row = {{"address", addr.to_string()}, {"identity", nullptr}};
   if (workload) {
     row["workload"] = workload->workload;
@@ -48,7 +48,8 @@ nlohmann::json connection_row(const telemetry::Record& record, Monotonic::time_p
   row["destination"]["port"] = record.dst.port;
   if (record.service) row["destination"]["service"] = record.service->host;
   if (record.hbone.port) row["hbone_address"] = record.hbone.to_string();
-  if (record.tls_version) row["tls"] = {{"version", record.tls_version}, {"cipher", record.tls_cipher ? record.tls_cipher : ""}};
+  if (record.tls_version)
+    row["tls"] = {{"version", record.tls_version}, {"cipher", record.tls_cipher ? record.tls_cipher : ""}};
   return row;
 }
 

@@ -1,5 +1,5 @@
-// The JSON rows made of telemetry's values, so that every place that shows connections shows the same. Call on the
-// thread that owns the record.
+// The JSON rows made of telemetry's values, so that every place that shows connections shows the same. Call
+// on the thread that owns the record.
 #pragma once
 
 #include <string>

@@ -26,7 +26,8 @@ class Server::Listener final : private io::EventHandler {
       if (socket) {
         server_.accepted(surface_, std::move(socket));
       } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-        // Edge-triggered: what stays in the backlog raises no further event, so look again when there may be room.
+        // Edge-triggered: what stays in the backlog raises no further event, so look again when there may be
+        // room.
         if (!retry_.armed()) retry_.arm(server_.reactor_, milliseconds(100));
         return;
       } else if (errno != EINTR && errno != ECONNABORTED) {
@@ -73,7 +74,8 @@ class Server::Connection final : private io::EventHandler {
     }
     keep_alive_ = false;
     if (state_ == State::waiting) {
-      send({504, "text/plain; charset=utf-8", "the part of the agent that knows this did not answer in time\n"});
+      send({504, "text/plain; charset=utf-8",
+            "the part of the agent that knows this did not answer in time\n"});
     } else {
       send({408, "text/plain; charset=utf-8", "the request was not complete in time\n"});
     }
@@ -85,9 +87,14 @@ class Server::Connection final : private io::EventHandler {
     for (;;) {
       bool blocked = false;
       switch (state_) {
-        case State::reading: blocked = !read_request(); break;
-        case State::waiting: return;
-        case State::writing: blocked = !flush(); break;
+        case State::reading:
+          blocked = !read_request();
+          break;
+        case State::waiting:
+          return;
+        case State::writing:
+          blocked = !flush();
+          break;
       }
       if (closing_) return server_.close(id_);
       if (blocked) return;
@@ -98,12 +105,15 @@ class Server::Connection final : private io::EventHandler {
   bool read_request() {
     Request request;
     switch (parser_.next(request)) {
-      case RequestParser::Status::ready: dispatch(std::move(request)); return true;
+      case RequestParser::Status::ready:
+        dispatch(std::move(request));
+        return true;
       case RequestParser::Status::bad:
         keep_alive_ = false;
         send({parser_.status(), "text/plain; charset=utf-8", std::string(parser_.problem()) + "\n"});
         return true;
-      case RequestParser::Status::need_more: break;
+      case RequestParser::Status::need_more:
+        break;
     }
     char bytes[4096];
     bool was_idle = parser_.idle();
@@ -124,12 +134,14 @@ class Server::Connection final : private io::EventHandler {
     head_ = request.method == "HEAD";
     timer_.arm(server_.reactor_, server_.limits_.answer);
     // The reply may come from another thread, and after this connection is gone; ids are never reused.
-    server_.routes_.handle(surface, request, [&server = server_, id = id_, number = ++request_number_](Response response) mutable {
-      server.mailbox_.post([&server, id, number, response = std::move(response)]() mutable {
-        auto found = server.connections_.find(id);
-        if (found != server.connections_.end()) found->second->respond(number, std::move(response));
-      });
-    });
+    server_.routes_.handle(
+        surface, request,
+        [&server = server_, id = id_, number = ++request_number_](Response response) mutable {
+          server.mailbox_.post([&server, id, number, response = std::move(response)]() mutable {
+            auto found = server.connections_.find(id);
+            if (found != server.connections_.end()) found->second->respond(number, std::move(response));
+          });
+        });
   }
 
   void send(const Response& response) {
@@ -197,19 +209,22 @@ Result<> Server::adopt(Surface surface, Fd fd) {
   return {};
 }
 
-size_t Server::connections() const { return connections_.size(); }
+size_t Server::connections() const {
+  return connections_.size();
+}
 
 void Server::accepted(Surface surface, Fd socket) {
   make_room(surface);
   int on = 1;
-  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // fails on Unix sockets, which need none
+  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on,
+               sizeof on);  // fails on Unix sockets, which need none
   uint64_t id = next_id_++;
   auto connection = std::make_unique<Connection>(*this, surface, id, std::move(socket));
   if (connection->start()) connections_.emplace(id, std::move(connection));
 }
 
-// A client that holds connections open must not keep kubelet or Prometheus out: the oldest that is not being answered
-// gives way, and only if all are being answered the oldest of these.
+// A client that holds connections open must not keep kubelet or Prometheus out: the oldest that is not being
+// answered gives way, and only if all are being answered the oldest of these.
 void Server::make_room(Surface surface) {
   size_t count = 0;
   uint64_t victim = 0, oldest = 0;
@@ -222,6 +237,8 @@ void Server::make_room(Surface surface) {
   if (count >= limits_.connections_per_surface) close(victim ? victim : oldest);
 }
 
-void Server::close(uint64_t id) { connections_.erase(id); }
+void Server::close(uint64_t id) {
+  connections_.erase(id);
+}
 
 }  // namespace nodemesh::admin

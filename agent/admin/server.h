@@ -1,7 +1,7 @@
-// The admin server: metrics, readiness and the JSON views of one process, over HTTP/1.1 on TCP and Unix sockets. Runs
-// wholly on the admin thread's reactor, so that no client, however slow, is felt by the workers. Every client is
-// bounded: head 8 KiB, one request at a time, 10 s to send it, 30 s without progress while it is answered, and a
-// limit of connections per port (the one waiting longest gives way).
+// The admin server: metrics, readiness and the JSON views of one process, over HTTP/1.1 on TCP and Unix
+// sockets. Runs wholly on the admin thread's reactor, so that no client, however slow, is felt by the
+// workers. Every client is bounded: head 8 KiB, one request at a time, 10 s to send it, 30 s without progress
+// while it is answered, and a limit of connections per port (the one waiting longest gives way).
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,9 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // "0.0.0.0:15020", "[::]:15020" (both families where the machine has IPv6), or "unix:/path" (mode 0600; what a dead
-  // process left at the path is replaced). The error is one sentence that says what holds the port and what to do.
+  // "0.0.0.0:15020", "[::]:15020" (both families where the machine has IPv6), or "unix:/path" (mode 0600;
+  // what a dead process left at the path is replaced). The error is one sentence that says what holds the
+  // port and what to do.
   Result<> listen(Surface surface, std::string_view address);
   // Serves a listening socket that was made elsewhere.
   Result<> adopt(Surface surface, Fd listener);

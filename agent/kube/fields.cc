@@ -24,23 +24,25 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-std::string_view nearest(std::string_view key, std::span<const std::string_view> known) {
+std::string_view nearest(std::string_view key, std::span<const std::string> known) {
   std::string_view best;
   size_t best_distance = 3;
-  for (auto candidate : known) {
+  for (const auto& candidate : known) {
     if (key.size() > 64) break;
     auto distance = edit_distance(key, candidate);
-    if (distance < best_distance && distance < candidate.size() / 2 + 1) best = candidate, best_distance = distance;
+    if (distance < best_distance && distance < candidate.size() / 2 + 1)
+      best = candidate, best_distance = distance;
   }
   return best;
 }
 
 bool wrong_type(Problems& problems, const Node& node, Node::Type wanted) {
   if (node.type == wanted) return false;
-  std::string fix = wanted == Node::Type::string && !node.text.empty() ? "quote it: \"" + shown(node.text) + "\""
-                                                                      : std::string("write ") + type_name(wanted);
-  report(problems, Severity::error, node, std::string("must be ") + type_name(wanted) + ", not " + type_name(node.type),
-         fix);
+  std::string fix = wanted == Node::Type::string && !node.text.empty()
+                        ? "quote it: \"" + shown(node.text) + "\""
+                        : std::string("write ") + type_name(wanted);
+  report(problems, Severity::error, node,
+         std::string("must be ") + type_name(wanted) + ", not " + type_name(node.type), fix);
   return true;
 }
 
@@ -61,8 +63,12 @@ void report(Problems& problems, Severity severity, const Node& node, std::string
   problems.push_back({severity, "", node.line, node.column, node.path(), std::move(message), std::move(fix)});
 }
 
-bool is_dns_label(std::string_view text) { return is_dns(text, 63, false); }
-bool is_dns_subdomain(std::string_view text) { return is_dns(text, 253, true); }
+bool is_dns_label(std::string_view text) {
+  return is_dns(text, 63, false);
+}
+bool is_dns_subdomain(std::string_view text) {
+  return is_dns(text, 253, true);
+}
 
 Fields::Fields(const Node* node, Problems& problems) : problems_(problems) {
   if (!node || node->type == Node::Type::null || wrong_type(problems, *node, Node::Type::map)) return;
@@ -81,7 +87,7 @@ Fields::~Fields() {
 }
 
 const Node* Fields::find(std::string_view key) {
-  known_.push_back(key);
+  known_.emplace_back(key);
   if (!node_) return nullptr;
   const Node* found = node_->find(key);
   if (!found) return nullptr;
@@ -94,8 +100,12 @@ const Node* Fields::typed(std::string_view key, Node::Type type) {
   return found && !wrong_type(problems_, *found, type) ? found : nullptr;
 }
 
-const Node* Fields::any(std::string_view key) { return find(key); }
-const Node* Fields::map(std::string_view key) { return typed(key, Node::Type::map); }
+const Node* Fields::any(std::string_view key) {
+  return find(key);
+}
+const Node* Fields::map(std::string_view key) {
+  return typed(key, Node::Type::map);
+}
 
 std::optional<std::string> Fields::text(std::string_view key) {
   const Node* found = typed(key, Node::Type::string);
@@ -159,7 +169,8 @@ void Fields::ignore(std::initializer_list<std::string_view> keys) {
 
 void Fields::unsupported(std::initializer_list<std::string_view> keys) {
   for (auto key : keys) {
-    if (find(key)) warn(key, "not supported in this release, has no effect", "remove it, or do without it for now");
+    if (find(key))
+      warn(key, "not supported in this release, has no effect", "remove it, or do without it for now");
   }
 }
 
@@ -178,8 +189,8 @@ void Fields::report(Severity severity, std::string_view key, std::string message
   if (at) return kube::report(problems_, severity, *at, std::move(message), std::move(fix));
   std::string field = node_ ? node_->path() : "";
   field += (field.empty() ? "" : ".") + std::string(key);
-  problems_.push_back({severity, "", node_ ? node_->line : 0, node_ ? node_->column : 0, field, std::move(message),
-                       std::move(fix)});
+  problems_.push_back({severity, "", node_ ? node_->line : 0, node_ ? node_->column : 0, field,
+                       std::move(message), std::move(fix)});
 }
 
 }  // namespace nodemesh::kube

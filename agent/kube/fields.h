@@ -1,6 +1,7 @@
-// Reading one mapping of an object field by field. Every getter checks the type and reports what is wrong, with line,
-// field path and fix; the destructor warns of keys that nobody asked for. So a reader that lists its fields has named
-// all of its errors. A stack object on the control thread; borrows the node and the problem list.
+// Reading one mapping of an object field by field. Every getter checks the type and reports what is wrong,
+// with line, field path and fix; the destructor warns of keys that nobody asked for. So a reader that lists
+// its fields has named all of its errors. A stack object on the control thread; borrows the node and the
+// problem list.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ namespace nodemesh::kube {
 
 class Fields {
  public:
-  // `node` may be null (an absent mapping: every field is absent) or of a wrong type (reported, then as absent).
+  // `node` may be null (an absent mapping: every field is absent) or of a wrong type (reported, then as
+  // absent).
   Fields(const Node* node, Problems& problems);
   ~Fields();
   Fields(const Fields&) = delete;
@@ -73,7 +75,7 @@ class Fields {
   const Node* node_ = nullptr;
   Problems& problems_;
   std::vector<bool> seen_;
-  std::vector<std::string_view> known_;  // for "did you mean"
+  std::vector<std::string> known_;  // for "did you mean"; copies, since callers build names
 };
 
 // Reports at `node` itself.

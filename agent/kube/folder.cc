@@ -20,8 +20,8 @@ namespace {
 constexpr milliseconds kSettle{50};
 constexpr milliseconds kSettleAtMost{400};
 constexpr milliseconds kRetry{500};
-constexpr uint32_t kEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE | IN_ATTRIB |
-                             IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+constexpr uint32_t kEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE |
+                             IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
 constexpr std::string_view kDataLink = "..data";
 
 bool is_manifest(std::string_view name) {
@@ -40,8 +40,9 @@ std::expected<std::optional<std::string>, Problem> read_file(const std::string& 
     if (errno == ENOENT) return std::nullopt;
     return std::unexpected(unreadable(std::string("cannot be opened: ") + std::strerror(errno)));
   }
-  struct stat info {};
-  if (::fstat(fd.get(), &info) != 0 || !S_ISREG(info.st_mode)) return std::unexpected(unreadable("is not a regular file"));
+  struct stat info{};
+  if (::fstat(fd.get(), &info) != 0 || !S_ISREG(info.st_mode))
+    return std::unexpected(unreadable("is not a regular file"));
   std::string text;
   text.resize(std::min<size_t>(static_cast<size_t>(info.st_size), kMaxFileBytes) + 1);
   size_t filled = 0;
@@ -50,16 +51,17 @@ std::expected<std::optional<std::string>, Problem> read_file(const std::string& 
     if (count < 0) return std::unexpected(unreadable(std::string("cannot be read: ") + std::strerror(errno)));
     if (count == 0) break;
     filled += static_cast<size_t>(count);
-    if (filled == text.size() && filled <= kMaxFileBytes) text.resize(std::min(filled * 2, kMaxFileBytes + 1));
+    if (filled == text.size() && filled <= kMaxFileBytes)
+      text.resize(std::min(filled * 2, kMaxFileBytes + 1));
   }
   text.resize(filled);
   return text;
 }
 
-// A new plain file is complete at IN_CLOSE_WRITE; half of it could be valid and mean something else. A symlink or a
-// hard link has no later event.
+// A new plain file is complete at IN_CLOSE_WRITE; half of it could be valid and mean something else. A
+// symlink or a hard link has no later event.
 bool is_being_written(const std::string& folder, std::string_view name) {
-  struct stat info {};
+  struct stat info{};
   std::string path = folder + "/" + std::string(name);
   return ::lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 1;
 }
@@ -104,7 +106,8 @@ Result<> Folder::watch() {
   watch_ = ::inotify_add_watch(inotify_.get(), path_.c_str(), kEvents);
   watching_ = watch_ >= 0;
   if (watching_) return {};
-  if (errno == ENOENT) return fail("the config folder " + path_ + " does not exist; create it or correct --config");
+  if (errno == ENOENT)
+    return fail("the config folder " + path_ + " does not exist; create it or correct --config");
   if (errno == ENOTDIR) return fail("the config folder " + path_ + " is not a folder; correct --config");
   return fail_errno("the config folder " + path_ + " cannot be watched");
 }
@@ -114,7 +117,8 @@ void Folder::on_events(uint32_t) {
   if (!all_dirty_ && dirty_.empty()) return;
   if (!settle_timer_.armed()) dirty_since_ = reactor_.now();
   // A folder that is written to all the time is still read now and then.
-  if (!settle_timer_.armed() || reactor_.now() - dirty_since_ < kSettleAtMost) settle_timer_.arm(reactor_, kSettle);
+  if (!settle_timer_.armed() || reactor_.now() - dirty_since_ < kSettleAtMost)
+    settle_timer_.arm(reactor_, kSettle);
 }
 
 void Folder::drain_events() {
@@ -133,7 +137,8 @@ void Folder::drain_events() {
       }
       std::string_view name = event.len ? event.name : "";
       if (name == kDataLink) all_dirty_ = true;
-      if (is_manifest(name) && !(event.mask & IN_CREATE && is_being_written(path_, name))) dirty_.emplace(name);
+      if (is_manifest(name) && !(event.mask & IN_CREATE && is_being_written(path_, name)))
+        dirty_.emplace(name);
     }
   }
 }
@@ -169,7 +174,7 @@ bool Folder::reload(const std::string& name) {
   }
   if (!*text) {
     // A folder that vanished takes nothing with it.
-    struct stat info {};
+    struct stat info{};
     if (::stat(path_.c_str(), &info) != 0) return false;
     known_.erase(name);
     return store_.remove_file(name);
@@ -186,7 +191,8 @@ void Folder::lost() {
   dirty_.clear();
   all_dirty_ = false;
   settle_timer_.cancel();
-  log::error(log::Component::config, "the config folder is gone; what was read from it stays in force until it is back",
+  log::error(log::Component::config,
+             "the config folder is gone; what was read from it stays in force until it is back",
              {{"folder", path_}});
   retry_timer_.arm(reactor_, kRetry);
 }

@@ -1,7 +1,7 @@
-// Keeps a Store equal to a folder of manifests: reads *.yaml, *.yml and *.json at the start and watches them with
-// inotify, so that editors, atomic renames and the `..data` symlink swap of mounted ConfigMaps are all seen, 50 ms
-// after the last event. Not recursive. If the folder goes away, what was read stays in force until it is back. Lives
-// on the reactor's thread.
+// Keeps a Store equal to a folder of manifests: reads *.yaml, *.yml and *.json at the start and watches them
+// with inotify, so that editors, atomic renames and the `..data` symlink swap of mounted ConfigMaps are all
+// seen, 50 ms after the last event. Not recursive. If the folder goes away, what was read stays in force
+// until it is back. Lives on the reactor's thread.
 #pragma once
 
 #include <functional>
@@ -21,8 +21,8 @@ class Folder final : private io::EventHandler {
   Folder(io::Reactor& reactor, std::string path, Store& store, std::move_only_function<void()> changed);
   ~Folder();
 
-  // Reads everything and starts watching; does not call `changed`. Fails with one sentence when there is no such
-  // folder or it cannot be read. Files that cannot be read are statuses in the store, not failures.
+  // Reads everything and starts watching; does not call `changed`. Fails with one sentence when there is no
+  // such folder or it cannot be read. Files that cannot be read are statuses in the store, not failures.
   Result<> start();
   const std::string& path() const { return path_; }
   // False while the folder is missing.

@@ -7,14 +7,18 @@ namespace {
 
 bool is_integer(std::string_view text) {
   if (text.starts_with('-') || text.starts_with('+')) text.remove_prefix(1);
-  auto all = [](std::string_view digits, auto test) { return !digits.empty() && std::ranges::all_of(digits, test); };
-  if (text.starts_with("0x")) return all(text.substr(2), [](unsigned char c) { return std::isxdigit(c) != 0; });
+  auto all = [](std::string_view digits, auto test) {
+    return !digits.empty() && std::ranges::all_of(digits, test);
+  };
+  if (text.starts_with("0x"))
+    return all(text.substr(2), [](unsigned char c) { return std::isxdigit(c) != 0; });
   if (text.starts_with("0o")) return all(text.substr(2), [](char c) { return c >= '0' && c <= '7'; });
   return all(text, [](char c) { return c >= '0' && c <= '9'; });
 }
 
 bool is_decimal(std::string_view text) {
-  if (text == ".inf" || text == "-.inf" || text == "+.inf" || text == ".nan" || text == ".Inf" || text == ".NaN") {
+  if (text == ".inf" || text == "-.inf" || text == "+.inf" || text == ".nan" || text == ".Inf" ||
+      text == ".NaN") {
     return true;
   }
   if (text.starts_with('-') || text.starts_with('+')) text.remove_prefix(1);
@@ -29,7 +33,8 @@ bool is_decimal(std::string_view text) {
 }
 
 bool plain_key(std::string_view key) {
-  return !key.empty() && std::ranges::all_of(key, [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
+  return !key.empty() &&
+         std::ranges::all_of(key, [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
 }
 
 }  // namespace
@@ -61,7 +66,7 @@ bool Node::operator==(const Node& other) const {
 }
 
 const char* type_name(Node::Type type) {
-  static constexpr const char* kNames[] = {"empty", "a boolean", "a number", "a decimal number",
+  static constexpr const char* kNames[] = {"empty",    "a boolean", "a number", "a decimal number",
                                            "a string", "a mapping", "a list"};
   return kNames[static_cast<size_t>(type)];
 }

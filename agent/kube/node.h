@@ -1,5 +1,5 @@
-// A YAML or JSON value that remembers where it stood, so that every error can name line, column and field path.
-// Immutable once its object is built; any thread may read.
+// A YAML or JSON value that remembers where it stood, so that every error can name line, column and field
+// path. Immutable once its object is built; any thread may read.
 #pragma once
 
 #include <cstdint>

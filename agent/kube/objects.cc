@@ -22,13 +22,15 @@ void read_metadata(Object& object, const Node* node) {
     object.owners.push_back({owner.text("kind").value_or(""), owner.text("name").value_or(""),
                              owner.boolean("controller").value_or(false)});
   }
-  meta.ignore({"generateName", "resourceVersion", "generation", "deletionTimestamp", "deletionGracePeriodSeconds",
-               "finalizers", "managedFields", "selfLink"});
+  meta.ignore({"generateName", "resourceVersion", "generation", "deletionTimestamp",
+               "deletionGracePeriodSeconds", "finalizers", "managedFields", "selfLink"});
   if (!object.key.ns.empty() && !is_dns_label(object.key.ns)) {
-    meta.error("namespace", "is not a valid namespace name", "use lower-case letters, digits and '-', at most 63 characters");
+    meta.error("namespace", "is not a valid namespace name",
+               "use lower-case letters, digits and '-', at most 63 characters");
   }
   if (!object.key.name.empty() && !is_dns_subdomain(object.key.name)) {
-    meta.error("name", "is not a valid object name", "use lower-case letters, digits, '-' and '.', at most 253 characters");
+    meta.error("name", "is not a valid object name",
+               "use lower-case letters, digits, '-' and '.', at most 253 characters");
   }
 }
 
@@ -45,7 +47,11 @@ bool is_list(const Node& root) {
 }
 
 void add_scalar(Node& map, std::string key, std::string text) {
-  Node node{.type = Node::Type::string, .line = map.line, .column = map.column, .key = std::move(key), .text = std::move(text)};
+  Node node{.type = Node::Type::string,
+            .line = map.line,
+            .column = map.column,
+            .key = std::move(key),
+            .text = std::move(text)};
   map.children.push_back(std::move(node));
 }
 

@@ -1,5 +1,5 @@
-// One Kubernetes object as read from a manifest: its metadata in plain members, the rest as a tree that knows lines.
-// Immutable and pinned in memory (nodes point to their parents); any thread may read.
+// One Kubernetes object as read from a manifest: its metadata in plain members, the rest as a tree that knows
+// lines. Immutable and pinned in memory (nodes point to their parents); any thread may read.
 #pragma once
 
 #include <compare>
@@ -46,7 +46,7 @@ class Object {
   std::string file;
   uint32_t line = 0;
   Node root;
-  Problems problems;  // of apiVersion, kind and metadata
+  Problems problems;   // of apiVersion, kind and metadata
   bool named = false;  // kind and name could be read, so it can be told which object this is
 
   model::Origin origin(std::string section = "") const;
@@ -55,8 +55,9 @@ class Object {
 };
 
 struct Manifest {
-  std::vector<std::shared_ptr<const Object>> objects;  // named ones, in order; kinds ending in List are unfolded
-  Problems problems;                                   // of documents that are not such objects
+  std::vector<std::shared_ptr<const Object>>
+      objects;        // named ones, in order; kinds ending in List are unfolded
+  Problems problems;  // of documents that are not such objects
 };
 
 // Reads one file's text. Never fails as a whole: what can be read is returned beside what cannot.

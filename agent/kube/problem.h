@@ -1,4 +1,5 @@
-// What is wrong with an object, in words a person can act on: file, line, field, message, fix. Values; any thread.
+// What is wrong with an object, in words a person can act on: file, line, field, message, fix. Values; any
+// thread.
 #pragma once
 
 #include <cstdint>

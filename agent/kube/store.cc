@@ -30,14 +30,15 @@ void check_version(const Object& object, const Kind& kind, Problems& problems) {
   std::string allowed;
   for (auto version : kind.versions) allowed += (allowed.empty() ? "" : ", ") + std::string(version);
   const Node* node = object.root.find("apiVersion");
-  report(problems, Severity::error, node ? *node : object.root, "unknown version \"" + object.version + "\" of " + object.key.kind,
-         "use one of " + allowed);
+  report(problems, Severity::error, node ? *node : object.root,
+         "unknown version \"" + object.version + "\" of " + object.key.kind, "use one of " + allowed);
 }
 
 }  // namespace
 
 const Kind* Store::find_kind(const ObjectKey& key) const {
-  auto found = std::ranges::find_if(kinds_, [&](const Kind& kind) { return kind.name == key.kind && kind.group == key.group; });
+  auto found = std::ranges::find_if(
+      kinds_, [&](const Kind& kind) { return kind.name == key.kind && kind.group == key.group; });
   return found == kinds_.end() ? nullptr : &*found;
 }
 
@@ -47,9 +48,13 @@ Store::Version Store::read(std::shared_ptr<const Object> object, const Version* 
   if (!kind) {
     version.known_kind = false;
     std::string group = object->key.group.empty() ? "" : " of " + object->key.group;
-    version.problems.push_back({.severity = Severity::warning, .file = object->file, .line = object->line, .field = "kind",
-                                .message = "the kind " + object->key.kind + group + " is not read, the object is ignored",
-                                .fix = "remove it, or check kind and apiVersion for a typing error"});
+    version.problems.push_back(
+        {.severity = Severity::warning,
+         .file = object->file,
+         .line = object->line,
+         .field = "kind",
+         .message = "the kind " + object->key.kind + group + " is not read, the object is ignored",
+         .fix = "remove it, or check kind and apiVersion for a typing error"});
     return version;
   }
   check_scope(*object, *kind, version.problems);
@@ -69,15 +74,21 @@ Store::Version Store::read(std::shared_ptr<const Object> object, const Version* 
   return version;
 }
 
-// After a document of the file could not be read, the objects that are not in the file any more may just be those.
+// After a document of the file could not be read, the objects that are not in the file any more may just be
+// those.
 void Store::keep_last_good(File& file, const File& before) const {
   for (const auto& old : before.versions) {
-    bool present = std::ranges::any_of(file.versions, [&](const Version& v) { return v.newest->key == old.newest->key; });
+    bool present = std::ranges::any_of(file.versions,
+                                       [&](const Version& v) { return v.newest->key == old.newest->key; });
     if (present || !old.good.object) continue;
     Version kept = old;
-    kept.problems.push_back({.severity = Severity::error, .file = old.newest->file, .line = old.newest->line,
-                             .message = "not found in the file while part of it cannot be read; the last good version stays",
-                             .fix = "correct line " + std::to_string(file.problems.front().line) + ": " + file.problems.front().message});
+    kept.problems.push_back(
+        {.severity = Severity::error,
+         .file = old.newest->file,
+         .line = old.newest->line,
+         .message = "not found in the file while part of it cannot be read; the last good version stays",
+         .fix = "correct line " + std::to_string(file.problems.front().line) + ": " +
+                file.problems.front().message});
     if (has_error(old.problems)) kept.problems = old.problems;
     file.versions.push_back(std::move(kept));
   }
@@ -137,7 +148,8 @@ void Store::publish() {
   statuses_.clear();
   for (const auto& [name, file] : files_) {
     for (const auto& problem : file.problems) {
-      statuses_.push_back({.file = name, .line = problem.line, .state = Status::State::refused, .problems = {problem}});
+      statuses_.push_back(
+          {.file = name, .line = problem.line, .state = Status::State::refused, .problems = {problem}});
     }
     for (const auto& version : file.versions) statuses_.push_back(status_of(version, claims));
   }
@@ -146,8 +158,12 @@ void Store::publish() {
 Status Store::status_of(const Version& version, const Claims& claims) const {
   using enum Status::State;
   const auto& object = *version.newest;
-  Status status{.kind = object.key.kind, .ns = object.key.ns, .name = object.key.name, .file = object.file,
-                .line = object.line, .problems = version.problems};
+  Status status{.kind = object.key.kind,
+                .ns = object.key.ns,
+                .name = object.key.name,
+                .file = object.file,
+                .line = object.line,
+                .problems = version.problems};
   auto claim = claims.find(object.key);
   if (!version.known_kind) {
     status.state = ignored;
@@ -156,9 +172,10 @@ Status Store::status_of(const Version& version, const Claims& claims) const {
   } else if (claim != claims.end() && claim->second != &version) {
     const auto& other = *claim->second->newest;
     status.state = ignored;
-    status.problems.push_back({.file = object.file, .line = object.line,
-                               .message = "the same object is in " + other.file + " line " + std::to_string(other.line) +
-                                          ", which stays in force",
+    status.problems.push_back({.file = object.file,
+                               .line = object.line,
+                               .message = "the same object is in " + other.file + " line " +
+                                          std::to_string(other.line) + ", which stays in force",
                                .fix = "remove one of the two"});
   } else if (!version.problems.empty()) {
     status.state = warned;

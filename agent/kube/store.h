@@ -1,6 +1,6 @@
-// All objects that were read, by kind, namespace and name, each with its last good version: an object whose new
-// version is bad keeps its old one in force, and a file that cannot be read keeps its objects. Says of every object
-// whether it was accepted and why not. Owned by the control thread; not thread-safe; no I/O.
+// All objects that were read, by kind, namespace and name, each with its last good version: an object whose
+// new version is bad keeps its old one in force, and a file that cannot be read keeps its objects. Says of
+// every object whether it was accepted and why not. Owned by the control thread; not thread-safe; no I/O.
 #pragma once
 
 #include <functional>
@@ -26,8 +26,8 @@ struct Kind {
   std::string_view name;
   std::vector<std::string_view> versions;
   bool namespaced = true;
-  // Reads the top-level fields (apiVersion, kind and metadata are already marked as known) and reports what is wrong
-  // to `problems`; an error there refuses the object. Null: the kind has no fields that matter.
+  // Reads the top-level fields (apiVersion, kind and metadata are already marked as known) and reports what
+  // is wrong to `problems`; an error there refuses the object. Null: the kind has no fields that matter.
   std::shared_ptr<const Decoded> (*read)(const Object& object, Fields& fields, Problems& problems) = nullptr;
 };
 
@@ -41,7 +41,8 @@ class Store {
   // `kinds` must outlive the store.
   explicit Store(std::span<const Kind> kinds) : kinds_(kinds) {}
 
-  // Replaces everything that came from `file`, last good versions kept as said above. Returns whether anything changed.
+  // Replaces everything that came from `file`, last good versions kept as said above. Returns whether
+  // anything changed.
   bool set_file(const std::string& file, Manifest manifest);
   // The file could not be read: its objects stay in force, `problem` is reported.
   bool fail_file(const std::string& file, Problem problem);

@@ -33,7 +33,8 @@ class Builder final : public YAML::EventHandler {
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     throw Refused(mark, "aliases (*name) are not accepted", "write the value out");
   }
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t, const std::string& text) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
+                const std::string& text) override {
     if (in_key()) {
       keys_.back() = Key{text, line_of(mark), column_of(mark)};
       return;
@@ -43,11 +44,13 @@ class Builder final : public YAML::EventHandler {
     node.text = text;
     value(mark, std::move(node));
   }
-  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {
+  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {
     open(mark, Node::Type::list);
   }
   void OnSequenceEnd() override { close(); }
-  void OnMapStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {
     open(mark, Node::Type::map);
   }
   void OnMapEnd() override {
@@ -73,7 +76,8 @@ class Builder final : public YAML::EventHandler {
   void open(const YAML::Mark& mark, Node::Type type) {
     if (in_key()) throw Refused(mark, "a mapping key must be a plain string", "write the key as text");
     if (open_.size() >= kMaxDepth) {
-      throw Refused(mark, "values are nested deeper than " + std::to_string(kMaxDepth) + " levels", "flatten the object");
+      throw Refused(mark, "values are nested deeper than " + std::to_string(kMaxDepth) + " levels",
+                    "flatten the object");
     }
     open_.push_back(make(mark, type));
     keys_.emplace_back();
@@ -118,8 +122,10 @@ class Builder final : public YAML::EventHandler {
     YAML::Mark mark;
     mark.line = static_cast<int>(second.line - first_line_);
     mark.column = static_cast<int>(second.column) - 1;
-    throw Refused(mark, "the key \"" + second.key + "\" stands twice in one mapping (first at line " +
-                            std::to_string((*twice)->line) + ")", "remove one of the two");
+    throw Refused(mark,
+                  "the key \"" + second.key + "\" stands twice in one mapping (first at line " +
+                      std::to_string((*twice)->line) + ")",
+                  "remove one of the two");
   }
 
   struct Key {
@@ -135,7 +141,8 @@ class Builder final : public YAML::EventHandler {
   std::optional<Node> root_;
 };
 
-Problem document_problem(const std::string& file, uint32_t first_line, const YAML::Exception& e, std::string fix) {
+Problem document_problem(const std::string& file, uint32_t first_line, const YAML::Exception& e,
+                         std::string fix) {
   Problem problem{.file = file, .message = e.msg, .fix = std::move(fix)};
   if (!e.mark.is_null()) {
     problem.line = first_line + static_cast<uint32_t>(e.mark.line);
@@ -146,9 +153,11 @@ Problem document_problem(const std::string& file, uint32_t first_line, const YAM
   return problem;
 }
 
-void read_document(std::string_view text, const std::string& file, uint32_t first_line, size_t& nodes, Documents& out) {
+void read_document(std::string_view text, const std::string& file, uint32_t first_line, size_t& nodes,
+                   Documents& out) {
   try {
-    // yaml-cpp takes the end of the input for the end of a quoted scalar; a document end marker there is an error.
+    // yaml-cpp takes the end of the input for the end of a quoted scalar; a document end marker there is an
+    // error.
     std::string closed(text);
     if (!closed.ends_with('\n')) closed += '\n';
     std::istringstream stream(closed + "...\n");
@@ -166,7 +175,8 @@ void read_document(std::string_view text, const std::string& file, uint32_t firs
 }
 
 bool is_separator(std::string_view line) {
-  return line.starts_with("---") && (line.size() == 3 || line[3] == ' ' || line[3] == '\t' || line[3] == '\r');
+  return line.starts_with("---") &&
+         (line.size() == 3 || line[3] == ' ' || line[3] == '\t' || line[3] == '\r');
 }
 
 // How many bytes the UTF-8 character at the start of `text` has; 0 when it is none (RFC 3629).
@@ -183,8 +193,8 @@ size_t character_length(std::string_view text) {
   return overlong || beyond ? 0 : length;
 }
 
-// Control characters have no place in YAML, and yaml-cpp takes 0x04 for the end of the file. What is not UTF-8 could
-// not be shown as JSON later.
+// Control characters have no place in YAML, and yaml-cpp takes 0x04 for the end of the file. What is not
+// UTF-8 could not be shown as JSON later.
 std::optional<Problem> not_text(std::string_view text, const std::string& file, uint32_t line) {
   Problem problem{.file = file, .fix = "save the file as UTF-8 text without control characters"};
   for (size_t i = 0; i < text.size();) {
@@ -210,7 +220,8 @@ std::optional<Problem> not_text(std::string_view text, const std::string& file, 
 Documents parse_yaml(std::string_view text, const std::string& file, uint32_t first_line) {
   Documents out;
   if (text.size() > kMaxFileBytes) {
-    out.problems.push_back({.file = file, .message = "the file is larger than 4 MiB", .fix = "split the file"});
+    out.problems.push_back(
+        {.file = file, .message = "the file is larger than 4 MiB", .fix = "split the file"});
     return out;
   }
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
@@ -218,8 +229,8 @@ Documents parse_yaml(std::string_view text, const std::string& file, uint32_t fi
     out.problems.push_back(std::move(*problem));
     return out;
   }
-  // Split here rather than in yaml-cpp, which cannot go on after an error. "---" at the start of a line always ends a
-  // document, even inside a block scalar (YAML 1.2, 9.1.2).
+  // Split here rather than in yaml-cpp, which cannot go on after an error. "---" at the start of a line
+  // always ends a document, even inside a block scalar (YAML 1.2, 9.1.2).
   size_t nodes = 0, begin = 0, position = 0;
   uint32_t line = first_line, document_line = first_line;
   while (position <= text.size()) {

@@ -1,6 +1,6 @@
-// YAML (and JSON, its subset) to Nodes. The text is hostile: size, depth and number of values are bounded, aliases are
-// refused, and a document that cannot be read costs only itself. Pure; any thread. yaml-cpp is used in yaml.cc only,
-// and its exceptions end there.
+// YAML (and JSON, its subset) to Nodes. The text is hostile: size, depth and number of values are bounded,
+// aliases are refused, and a document that cannot be read costs only itself. Pure; any thread. yaml-cpp is
+// used in yaml.cc only, and its exceptions end there.
 #pragma once
 
 #include <string>

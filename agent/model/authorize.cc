@@ -10,11 +10,16 @@ constexpr std::string_view kScheme = "spiffe://";
 // The identity attribute of the peer, or an empty view.
 std::string_view identity_part(Attribute attribute, const PeerIdentity& id) {
   switch (attribute) {
-    case Attribute::source_principal: return id.principal;
-    case Attribute::source_trust_domain: return id.trust_domain;
-    case Attribute::source_namespace: return id.ns;
-    case Attribute::source_service_account: return id.ns_and_account();
-    default: return {};
+    case Attribute::source_principal:
+      return id.principal;
+    case Attribute::source_trust_domain:
+      return id.trust_domain;
+    case Attribute::source_namespace:
+      return id.ns;
+    case Attribute::source_service_account:
+      return id.ns_and_account();
+    default:
+      return {};
   }
 }
 
@@ -24,15 +29,19 @@ bool any_value_matches(const Condition& condition, const PeerFacts& facts) {
   };
   switch (condition.attribute) {
     case Attribute::source_ip:
-    case Attribute::remote_ip: return contains(facts.source_ip);
-    case Attribute::destination_ip: return contains(facts.destination_ip);
+    case Attribute::remote_ip:
+      return contains(facts.source_ip);
+    case Attribute::destination_ip:
+      return contains(facts.destination_ip);
     case Attribute::destination_port:
       return std::ranges::find(condition.ports, facts.destination_port) != condition.ports.end();
-    default: break;
+    default:
+      break;
   }
   if (!facts.authenticated()) return false;
   auto value = identity_part(condition.attribute, *facts.identity);
-  return std::ranges::any_of(condition.strings, [&](const StringMatch& match) { return match.matches(value); });
+  return std::ranges::any_of(condition.strings,
+                             [&](const StringMatch& match) { return match.matches(value); });
 }
 
 bool matches(const Alternative& alternative, const PeerFacts& facts) {
@@ -47,7 +56,10 @@ const Rule* first_match(const Policy& policy, const PeerFacts& facts) {
 }
 
 Verdict deny(Reason reason, const Policy& policy, const Rule* rule) {
-  return {.allow = false, .reason = reason, .decided_by = &policy, .origin = &policy.origin,
+  return {.allow = false,
+          .reason = reason,
+          .decided_by = &policy,
+          .origin = &policy.origin,
           .rule = rule ? static_cast<int>(rule->index) : -1};
 }
 

@@ -1,6 +1,6 @@
-// The L4 authorisation decision, evaluated at the server's node: a pure function of a workload's compiled policy and
-// of what is known about the peer. The data path, the re-decision of live connections and `meshctl why` all call it.
-// No state, no clock, no allocation unless a dry-run policy matches; any thread.
+// The L4 authorisation decision, evaluated at the server's node: a pure function of a workload's compiled
+// policy and of what is known about the peer. The data path, the re-decision of live connections and `meshctl
+// why` all call it. No state, no clock, no allocation unless a dry-run policy matches; any thread.
 #pragma once
 
 #include <cstdint>
@@ -46,12 +46,12 @@ struct DryRunMatch {
 
 struct Verdict {
   bool allow = true;
-  Reason reason = Reason::NONE;         // why not; NONE when allowed
-  const Policy* decided_by = nullptr;   // the AuthorizationPolicy that decided; null when none did
-  const Origin* origin = nullptr;       // of the deciding policy or PeerAuthentication; null when none did
-  int rule = -1;                        // index in the object's spec.rules of the rule that matched, or -1
-  bool dry_run_denies = false;          // allowed, but would be denied if the dry-run policies were in force
-  std::vector<DryRunMatch> dry_run;     // dry-run policies that matched, in order of evaluation
+  Reason reason = Reason::NONE;        // why not; NONE when allowed
+  const Policy* decided_by = nullptr;  // the AuthorizationPolicy that decided; null when none did
+  const Origin* origin = nullptr;      // of the deciding policy or PeerAuthentication; null when none did
+  int rule = -1;                       // index in the object's spec.rules of the rule that matched, or -1
+  bool dry_run_denies = false;         // allowed, but would be denied if the dry-run policies were in force
+  std::vector<DryRunMatch> dry_run;    // dry-run policies that matched, in order of evaluation
 };
 
 // Order: PeerAuthentication, CUSTOM, DENY, ALLOW. The pointers in the verdict live as long as `policy`.

@@ -1,5 +1,5 @@
-// Where a piece of the model came from: the object a person would edit. Metrics, logs, status and `meshctl why` name
-// it. A plain value; any thread.
+// Where a piece of the model came from: the object a person would edit. Metrics, logs, status and `meshctl
+// why` name it. A plain value; any thread.
 #pragma once
 
 #include <compare>
@@ -9,8 +9,8 @@
 namespace nodemesh::model {
 
 struct Origin {
-  std::string kind;     // "AuthorizationPolicy"
-  std::string ns;       // empty for cluster-scoped objects
+  std::string kind;  // "AuthorizationPolicy"
+  std::string ns;    // empty for cluster-scoped objects
   std::string name;
   std::string section;  // path of the field inside the object, e.g. "spec.rules[0]"; empty = the whole object
   std::string file;     // manifest it was read from; empty when it came from the API server

@@ -20,16 +20,21 @@ StringMatch StringMatch::parse(std::string_view pattern) {
 
 bool StringMatch::matches(std::string_view value) const {
   switch (kind) {
-    case Kind::exact: return value == text;
-    case Kind::prefix: return value.starts_with(text);
-    case Kind::suffix: return value.ends_with(text);
-    case Kind::present: return !value.empty();
+    case Kind::exact:
+      return value == text;
+    case Kind::prefix:
+      return value.starts_with(text);
+    case Kind::suffix:
+      return value.ends_with(text);
+    case Kind::present:
+      return !value.empty();
   }
   return false;
 }
 
 std::string StringMatch::to_string() const {
-  return (kind == Kind::suffix || kind == Kind::present ? "*" : "") + text + (kind == Kind::prefix ? "*" : "");
+  return (kind == Kind::suffix || kind == Kind::present ? "*" : "") + text +
+         (kind == Kind::prefix ? "*" : "");
 }
 
 std::string_view attribute_name(Attribute attribute) {

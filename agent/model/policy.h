@@ -1,8 +1,9 @@
-// Compiled access policy: what a workload, as a server, demands of those who connect. Plain immutable values made by
-// translate/ and read by authorize(); shared between workloads and generations. Any thread.
+// Compiled access policy: what a workload, as a server, demands of those who connect. Plain immutable values
+// made by translate/ and read by authorize(); shared between workloads and generations. Any thread.
 //
-// A rule is an AND of clauses, a clause an OR of alternatives, an alternative an AND of conditions. That shape also
-// holds HTTP: a request-level attribute is one more enumerator of Attribute and one more fact to compare it with.
+// A rule is an AND of clauses, a clause an OR of alternatives, an alternative an AND of conditions. That
+// shape also holds HTTP: a request-level attribute is one more enumerator of Attribute and one more fact to
+// compare it with.
 #pragma once
 
 #include <cstdint>
@@ -29,19 +30,19 @@ struct StringMatch {
 };
 
 enum class Attribute : uint8_t {
-  source_principal,        // "td/ns/x/sa/y", without the scheme
+  source_principal,  // "td/ns/x/sa/y", without the scheme
   source_trust_domain,
   source_namespace,
   source_service_account,  // "ns/sa/account": a slice of the SPIFFE id, so that comparing needs no copy
   source_ip,
-  remote_ip,               // the source IP at L4
+  remote_ip,  // the source IP at L4
   destination_ip,
   destination_port,
 };
 std::string_view attribute_name(Attribute attribute);
 
-// True when any value matches, or when none does if `negated`. An attribute that the peer does not have (no identity)
-// matches no value, so a negated condition on it holds, as in Istio.
+// True when any value matches, or when none does if `negated`. An attribute that the peer does not have (no
+// identity) matches no value, so a negated condition on it holds, as in Istio.
 struct Condition {
   Attribute attribute{};
   bool negated = false;
@@ -63,16 +64,20 @@ struct Clause {
 };
 
 struct Rule {
-  uint32_t index = 0;            // in the object's spec.rules
-  std::vector<Clause> clauses;   // AND; empty = always true
-  // Fields that need HTTP were left out. Then a match must rest on at least one field that is left: a DENY made only
-  // of HTTP fields has no effect on TCP.
+  uint32_t index = 0;           // in the object's spec.rules
+  std::vector<Clause> clauses;  // AND; empty = always true
+  // Fields that need HTTP were left out. Then a match must rest on at least one field that is left: a DENY
+  // made only of HTTP fields has no effect on TCP.
   bool lost_http_fields = false;
 
   bool operator==(const Rule&) const = default;
 };
 
-enum class Action : uint8_t { custom, deny, allow };  // in order of evaluation; AUDIT decides nothing and is not compiled
+enum class Action : uint8_t {
+  custom,
+  deny,
+  allow
+};  // in order of evaluation; AUDIT decides nothing and is not compiled
 std::string_view action_name(Action action);
 
 struct Policy {
@@ -111,8 +116,8 @@ struct PortMtls {
 
 struct WorkloadPolicy {
   MtlsRule mtls;
-  std::vector<PortMtls> port_mtls;       // overrides by workload port, sorted
-  std::vector<AppliedPolicy> policies;   // by action, then mesh-wide before namespace, then oldest first
+  std::vector<PortMtls> port_mtls;      // overrides by workload port, sorted
+  std::vector<AppliedPolicy> policies;  // by action, then mesh-wide before namespace, then oldest first
 
   bool operator==(const WorkloadPolicy&) const = default;
   const MtlsRule& mtls_at(uint16_t port) const;

@@ -1,5 +1,6 @@
-// A reference to published, immutable data: a shared_ptr<const T> whose == compares what it points to. So structs
-// that share parts keep plain value equality, and an unchanged part can be reused by the next generation. Any thread.
+// A reference to published, immutable data: a shared_ptr<const T> whose == compares what it points to. So
+// structs that share parts keep plain value equality, and an unchanged part can be reused by the next
+// generation. Any thread.
 #pragma once
 
 #include <cstddef>

@@ -15,7 +15,8 @@ const auto& find_or_null(const Map& map, const Key& key) {
 }  // namespace
 
 bool SnapshotContent::same_content(const SnapshotContent& other) const {
-  return node == other.node && mesh == other.mesh && workloads == other.workloads && services == other.services;
+  return node == other.node && mesh == other.mesh && workloads == other.workloads &&
+         services == other.services;
 }
 
 Snapshot::Snapshot(SnapshotContent content) : content_(std::move(content)) {
@@ -50,7 +51,9 @@ const Shared<Workload>& Snapshot::find_workload(std::string_view ns, std::string
   return find_or_null(find_or_null(workload_by_name_, ns), name);
 }
 
-const Shared<Service>& Snapshot::find_service(const Addr& vip) const { return find_or_null(service_by_vip_, vip); }
+const Shared<Service>& Snapshot::find_service(const Addr& vip) const {
+  return find_or_null(service_by_vip_, vip);
+}
 
 const Shared<Service>& Snapshot::find_service(std::string_view ns, std::string_view name) const {
   return find_or_null(find_or_null(service_by_name_, ns), name);
@@ -67,7 +70,8 @@ const Shared<Service>& Snapshot::find_service_of_endpoint(const SockAddr& endpoi
 }
 
 bool Snapshot::in_cluster(const Addr& address) const {
-  return std::ranges::any_of(content_.mesh.cluster_cidrs, [&](const Cidr& cidr) { return cidr.contains(address); });
+  return std::ranges::any_of(content_.mesh.cluster_cidrs,
+                             [&](const Cidr& cidr) { return cidr.contains(address); });
 }
 
 }  // namespace nodemesh::model

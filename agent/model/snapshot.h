@@ -1,6 +1,6 @@
-// One immutable generation of everything the data path must know. Made by translate/ on the control thread, read by
-// every worker through shared_ptr<const Snapshot>; parts that did not change are the same objects as in the
-// generation before. Lookups are hash lookups without allocation.
+// One immutable generation of everything the data path must know. Made by translate/ on the control thread,
+// read by every worker through shared_ptr<const Snapshot>; parts that did not change are the same objects as
+// in the generation before. Lookups are hash lookups without allocation.
 #pragma once
 
 #include <cstdint>
@@ -65,15 +65,16 @@ class Snapshot {
   const std::vector<Shared<Workload>>& workloads() const { return content_.workloads; }
   const std::vector<Shared<Service>>& services() const { return content_.services; }
 
-  // Null when absent. The references live as long as the snapshot; copy the shared_ptr to keep a workload longer.
+  // Null when absent. The references live as long as the snapshot; copy the shared_ptr to keep a workload
+  // longer.
   const Shared<Workload>& find_workload(const Addr& address) const;
   const Shared<Workload>& find_workload_by_uid(std::string_view uid) const;
   const Shared<Workload>& find_workload(std::string_view ns, std::string_view name) const;
   const Shared<Service>& find_service(const Addr& vip) const;
   const Shared<Service>& find_service(std::string_view ns, std::string_view name) const;
   ServiceAddress find_service_port(const SockAddr& vip) const;
-  // A Service that has `endpoint` among its endpoints, one with an own address before a headless one; for labels of
-  // connections that dialled the endpoint itself. Null when there is none.
+  // A Service that has `endpoint` among its endpoints, one with an own address before a headless one; for
+  // labels of connections that dialled the endpoint itself. Null when there is none.
   const Shared<Service>& find_service_of_endpoint(const SockAddr& endpoint) const;
   bool in_cluster(const Addr& address) const;
 

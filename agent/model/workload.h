@@ -1,5 +1,5 @@
-// A pod as the mesh sees it: identity, addresses, labels for telemetry, and the policy it demands as a server. An
-// immutable value, shared by snapshots and sessions; any thread.
+// A pod as the mesh sees it: identity, addresses, labels for telemetry, and the policy it demands as a
+// server. An immutable value, shared by snapshots and sessions; any thread.
 #pragma once
 
 #include <cstdint>
@@ -36,18 +36,18 @@ struct Workload {
   std::vector<Addr> addresses;
   std::map<std::string, std::string> labels;
   // Telemetry, as Istio derives them; never empty.
-  std::string workload_name;       // of the owner, e.g. the Deployment
-  std::string workload_type;       // deployment, statefulset, daemonset, job, cronjob, replicaset or pod
-  std::string app;                 // "unknown" without a label
-  std::string version;             // "unknown" without a label
+  std::string workload_name;  // of the owner, e.g. the Deployment
+  std::string workload_type;  // deployment, statefulset, daemonset, job, cronjob, replicaset or pod
+  std::string app;            // "unknown" without a label
+  std::string version;        // "unknown" without a label
   std::string canonical_name;
-  std::string canonical_revision;  // "latest" without a label
+  std::string canonical_revision;               // "latest" without a label
   std::map<std::string, uint16_t> named_ports;  // TCP container ports by name
   std::vector<uint16_t> probe_ports;            // of kubelet's probes and hooks, sorted
-  std::string netns;                            // path from annotation nodemesh.dev/netns; empty = ask the runtime
+  std::string netns;  // path from annotation nodemesh.dev/netns; empty = ask the runtime
   Mesh mesh = Mesh::none;
-  bool enrolled = false;      // captured by its node's agent
-  bool host_network = false;  // shares the node's addresses, so it is never found by address
+  bool enrolled = false;          // captured by its node's agent
+  bool host_network = false;      // shares the node's addresses, so it is never found by address
   Shared<WorkloadPolicy> policy;  // never null
 
   bool operator==(const Workload&) const = default;

@@ -40,6 +40,7 @@ Admission admit(const model::Workload& server, const model::PeerFacts& facts) {
   model::Verdict verdict = model::authorize(*server.policy, facts);
   admission.allow = verdict.allow;
   admission.reason = verdict.reason;
+  admission.dry_run = std::move(verdict.dry_run);
   if (verdict.origin != nullptr) admission.policy = name_of(*verdict.origin);
   if (!verdict.allow) {
     admission.detail = std::string(reason_text(verdict.reason));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "model/authorize.h"
 #include "model/snapshot.h"
@@ -36,6 +37,7 @@ struct Admission {
   Reason reason = Reason::NONE;
   std::string detail;  // empty when allowed
   std::string policy;  // "ns/name" of what decided; empty when nothing did
+  std::vector<model::DryRunMatch> dry_run;  // policies in dry-run mode that matched
 };
 Admission admit(const model::Workload& server, const model::PeerFacts& facts);
 

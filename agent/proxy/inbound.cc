@@ -140,10 +140,7 @@ Result<> InboundSession::authorise() {
   record_.source = agrees ? worker_.labels.workload(source)
                           : (facts.identity ? worker_.labels.stranger(*facts.identity) : nullptr);
   if (pod_.workload == nullptr) return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the server");
-  auto admission = admit(*pod_.workload, facts);
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  if (!admission.allow) return nodemesh::fail(admission.reason, admission.detail);
-  return {};
+  return note(admit(*pod_.workload, facts));
 }
 
 void InboundSession::redecide() {

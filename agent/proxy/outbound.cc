@@ -121,9 +121,7 @@ void OutboundSession::connect_same_node() {
   PodState* server = worker_.find_pod_by_uid(server_->uid);
   if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is not on this node any more"});
   server_cookie_ = server->info.cookie;
-  auto admission = admit(*server_, facts());
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  if (!admission.allow) return fail({admission.reason, admission.detail});
+  if (auto allowed = note(admit(*server_, facts())); !allowed) return fail(allowed.error());
   if (is_own_listener(*server, target_)) return fail({Reason::LOOP, "the destination is a listener of the mesh"});
   timer_.arm(worker_.reactor, kConnectTimeout);
   relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));

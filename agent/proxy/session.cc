@@ -40,6 +40,16 @@ void Session::end(const Error& error) {
   worker_.bury(std::unique_ptr<Session>(this));
 }
 
+Result<> Session::note(const Admission& admission) {
+  for (const auto& match : admission.dry_run) {
+    const auto& origin = match.policy->origin;
+    worker_.recorder.metrics.policy_dry_run(origin.ns + "/" + origin.name, match.policy->action == model::Action::allow);
+  }
+  if (!admission.policy.empty()) record_.decided_by(admission.policy);
+  if (!admission.allow) return fail(admission.reason, admission.detail);
+  return {};
+}
+
 void Session::leave() {
   ended_ = true;
   record_.discard();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/reason.h"
+#include "proxy/decide.h"
 #include "telemetry/record.h"
 
 namespace nodemesh::proxy {
@@ -66,6 +67,8 @@ class Session {
  protected:
   // Completes the record and hands the session to be destroyed; call at most once, last.
   void end(const Error& error);
+  // Notes in record and metrics what a decision said.
+  Result<> note(const Admission& admission);
   // Ends without a record: the connection goes on in a session of another worker.
   void leave();
 

@@ -69,9 +69,12 @@ std::string_view detail_of(const Record& record) {
   return record.reason() == Reason::NONE ? std::string_view() : reason_text(record.reason());
 }
 
-std::string address_or_none(const SockAddr& addr) { return addr.port == 0 ? std::string() : addr.to_string(); }
+std::string address_or_none(const SockAddr& addr) {
+  return addr.port == 0 ? std::string() : addr.to_string();
+}
 
-// Envoy's cluster names for TCP: "outbound|5432||db.shop.svc.cluster.local", "inbound|5432||", "PassthroughCluster".
+// Envoy's cluster names for TCP: "outbound|5432||db.shop.svc.cluster.local", "inbound|5432||",
+// "PassthroughCluster".
 std::string cluster_of(const Record& record) {
   auto port = std::to_string(record.dst.port);
   if (record.direction() == Direction::inbound) return "inbound|" + port + "||";
@@ -144,7 +147,8 @@ void add_side(JsonLine& line, const std::string& side, const WorkloadRef& worklo
   if (identity) line.text(side + ".identity", *identity);
 }
 
-// ztunnel leaves absent fields out, and so does this. bytes_sent is the same key with the same meaning as Envoy's.
+// ztunnel leaves absent fields out, and so does this. bytes_sent is the same key with the same meaning as
+// Envoy's.
 void add_ztunnel_fields(JsonLine& line, const Record& record) {
   line.text("src.addr", record.src.to_string());
   add_side(line, "src", record.source, record.source_identity);
@@ -194,7 +198,9 @@ void format_json(const Record& record, Monotonic::time_point now, std::string& o
 }
 
 AccessLog::AccessLog(io::Reactor& admin) : reactor_(admin), mailbox_(admin) {}
-AccessLog::~AccessLog() { close_file(); }
+AccessLog::~AccessLog() {
+  close_file();
+}
 
 void AccessLog::configure(std::string path, LogFormat format) {
   mailbox_.post([this, path = std::move(path), format] { open(path, format); });
@@ -209,22 +215,25 @@ void AccessLog::close_file() {
   written_ = 0;
 }
 
-// A fresh open gives the pipe behind /dev/stdout a description of its own, so that O_NONBLOCK does not reach the log
-// on the same pipe. Non-blocking also keeps a FIFO without a reader from stopping the admin thread.
+// A fresh open gives the pipe behind /dev/stdout a description of its own, so that O_NONBLOCK does not reach
+// the log on the same pipe. Non-blocking also keeps a FIFO without a reader from stopping the admin thread.
 void AccessLog::open(const std::string& path, LogFormat format) {
   format_ = static_cast<int>(LogFormat::off);
   close_file();
   if (path.empty() || format == LogFormat::off) return;
   int flags = O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
   file_.reset(::open(path.c_str(), flags, 0640));
-  // A socket cannot be opened by path; write to a copy of the descriptor that was inherited.
-  if (!file_ && errno == ENXIO && path == "/dev/stdout") file_.reset(::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3));
+  // A socket cannot be opened by path, nor a file or pipe of root's by the user we have become; write to a
+  // copy of the descriptor that was inherited.
+  if (!file_ && (errno == ENXIO || errno == EACCES) && path == "/dev/stdout")
+    file_.reset(::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3));
   if (!file_) {
-    log::error(log::Component::config, "the access log cannot be opened, so it is off: correct MeshConfig.accessLogFile",
+    log::error(log::Component::config,
+               "the access log cannot be opened, so it is off: correct MeshConfig.accessLogFile",
                {{"file", path}, {"error", std::strerror(errno)}});
     return;
   }
-  struct stat status {};
+  struct stat status{};
   // Regular files do not poll; they are written at once.
   polled_ = ::fstat(file_.get(), &status) == 0 && !S_ISREG(status.st_mode) &&
             reactor_.add(file_.get(), *this, EPOLLOUT).has_value();
@@ -249,7 +258,8 @@ void AccessLog::write_pending() {
     ssize_t wrote = file_ ? ::write(file_.get(), chunk.data() + written_, chunk.size() - written_) : 0;
     if (wrote < 0 && errno == EINTR) continue;
     if (wrote < 0 && errno == EAGAIN && polled_) return;
-    bool lost = wrote < 0 || !file_;  // the disk is full, or the log was switched off: newer lines matter more
+    bool lost =
+        wrote < 0 || !file_;  // the disk is full, or the log was switched off: newer lines matter more
     written_ += lost ? 0 : static_cast<size_t>(wrote);
     if (!lost && written_ < chunk.size()) continue;
     pending_bytes_.fetch_sub(chunk.size(), std::memory_order_relaxed);
@@ -258,7 +268,9 @@ void AccessLog::write_pending() {
   }
 }
 
-void AccessLog::on_events(uint32_t) { write_pending(); }
+void AccessLog::on_events(uint32_t) {
+  write_pending();
+}
 
 AccessLogShard::AccessLogShard(AccessLog& log, MetricShard& metrics, io::Reactor& reactor)
     : log_(log), metrics_(metrics), reactor_(reactor), timer_([this] { flush(); }) {}

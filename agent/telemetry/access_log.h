@@ -1,7 +1,7 @@
-// The access log: one line per completed connection, in Envoy's default text order or as JSON. AccessLog is the
-// process's sink, owned by and running on the admin thread; each worker formats lines into its own AccessLogShard and
-// hands them over in chunks, bounded, so a slow disk or pipe never blocks a worker: lines that do not fit are counted
-// in nodemesh_access_log_dropped_total. Off until configure() names a file.
+// The access log: one line per completed connection, in Envoy's default text order or as JSON. AccessLog is
+// the process's sink, owned by and running on the admin thread; each worker formats lines into its own
+// AccessLogShard and hands them over in chunks, bounded, so a slow disk or pipe never blocks a worker: lines
+// that do not fit are counted in nodemesh_access_log_dropped_total. Off until configure() names a file.
 #pragma once
 
 #include <atomic>
@@ -23,8 +23,8 @@ class MetricShard;
 
 enum class LogFormat : int { off, text, json };
 
-// Appends one line, ended by a newline and with no other byte outside printable ASCII, whatever the peers sent.
-// `node` is written into JSON lines; `now` ends the duration.
+// Appends one line, ended by a newline and with no other byte outside printable ASCII, whatever the peers
+// sent. `node` is written into JSON lines; `now` ends the duration.
 void format_text(const Record& record, Monotonic::time_point now, std::string& out);
 void format_json(const Record& record, Monotonic::time_point now, std::string& out);
 
@@ -36,8 +36,9 @@ class AccessLog final : private io::EventHandler {
   explicit AccessLog(io::Reactor& admin);
   ~AccessLog();
 
-  // Any thread. MeshConfig's accessLogFile ("" switches off, "/dev/stdout" is usual) and accessLogEncoding. A file
-  // that cannot be opened is reported in the log and leaves the access log off. Naming the file again reopens it.
+  // Any thread. MeshConfig's accessLogFile ("" switches off, "/dev/stdout" is usual) and accessLogEncoding. A
+  // file that cannot be opened is reported in the log and leaves the access log off. Naming the file again
+  // reopens it.
   void configure(std::string path, LogFormat format);
   // What workers should write now; any thread, relaxed.
   LogFormat format() const { return static_cast<LogFormat>(format_.load(std::memory_order_relaxed)); }

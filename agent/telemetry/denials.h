@@ -1,6 +1,7 @@
-// The last denials of the process, for people (`meshctl get connections`, the quickstart's table), and the rate at
-// which a worker may log them: a flood of refused connections must not become a flood of log lines. Denials may be
-// used from any thread (a lock, taken at most at the rate below per worker); DenialRate belongs to one worker.
+// The last denials of the process, for people (`meshctl get connections`, the quickstart's table), and the
+// rate at which a worker may log them: a flood of refused connections must not become a flood of log lines.
+// Denials may be used from any thread (a lock, taken at most at the rate below per worker); DenialRate
+// belongs to one worker.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct Denial {
   std::string source;       // identity if proven, else "namespace/workload", else the address
   std::string destination;  // likewise, with the port
   Reason reason = Reason::NONE;
-  std::string policy;  // "" unless a policy decided
+  std::string policy;       // "" unless a policy decided
   uint64_t suppressed = 0;  // denials of the same worker since the one before that were only counted
 };
 

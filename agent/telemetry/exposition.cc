@@ -25,19 +25,34 @@ void append_label(std::string& out, std::string_view name, std::string_view valu
   out += '"';
 }
 
-std::string_view or_unknown(std::string_view value) { return value.empty() ? "unknown" : value; }
+std::string_view or_unknown(std::string_view value) {
+  return value.empty() ? "unknown" : value;
+}
 
 // Names of one side's labels, spelled out so that a search for a label finds it.
 struct SideNames {
   std::string_view workload, ns, principal, app, version, cluster, service, revision, region, zone;
 };
-constexpr SideNames kSource = {"source_workload", "source_workload_namespace", "source_principal", "source_app",
-                               "source_version", "source_cluster", "source_canonical_service",
-                               "source_canonical_revision", "source_region", "source_zone"};
-constexpr SideNames kDestination = {
-    "destination_workload", "destination_workload_namespace", "destination_principal", "destination_app",
-    "destination_version", "destination_cluster", "destination_canonical_service", "destination_canonical_revision",
-    "destination_region", "destination_zone"};
+constexpr SideNames kSource = {"source_workload",
+                               "source_workload_namespace",
+                               "source_principal",
+                               "source_app",
+                               "source_version",
+                               "source_cluster",
+                               "source_canonical_service",
+                               "source_canonical_revision",
+                               "source_region",
+                               "source_zone"};
+constexpr SideNames kDestination = {"destination_workload",
+                                    "destination_workload_namespace",
+                                    "destination_principal",
+                                    "destination_app",
+                                    "destination_version",
+                                    "destination_cluster",
+                                    "destination_canonical_service",
+                                    "destination_canonical_revision",
+                                    "destination_region",
+                                    "destination_zone"};
 
 void append_side(std::string& out, const SideNames& names, const WorkloadLabels* labels, bool verified) {
   static const WorkloadLabels kNobody;
@@ -55,8 +70,8 @@ void append_side(std::string& out, const SideNames& names, const WorkloadLabels*
   append_label(out, names.zone, or_unknown(l.zone));
 }
 
-constexpr std::string_view kEventNames[] = {"captured",       "steered_inbound", "steered_hbone",
-                                            "probe_passed",   "unknown_passed",  "fail_open_passed"};
+constexpr std::string_view kEventNames[] = {"captured",     "steered_inbound", "steered_hbone",
+                                            "probe_passed", "unknown_passed",  "fail_open_passed"};
 static_assert(std::size(kEventNames) == NM_COUNT_COUNTERS);
 
 }  // namespace
@@ -70,10 +85,17 @@ void append_label_value(std::string& out, std::string_view value) {
       continue;
     }
     switch (value[i]) {
-      case '\\': out += "\\\\"; break;
-      case '"': out += "\\\""; break;
-      case '\n': out += "\\n"; break;
-      default: out.append(value.substr(i, length));
+      case '\\':
+        out += "\\\\";
+        break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      default:
+        out.append(value.substr(i, length));
     }
     i += length;
   }
@@ -116,8 +138,9 @@ std::string Exposition::render() {
 }
 
 void Exposition::head(std::string_view metric, std::string_view type, std::string_view help) {
-  for (auto part : {std::string_view("# HELP "), metric, std::string_view(" "), help, std::string_view("\n# TYPE "),
-                    metric, std::string_view(" "), type, std::string_view("\n")}) {
+  for (auto part :
+       {std::string_view("# HELP "), metric, std::string_view(" "), help, std::string_view("\n# TYPE "),
+        metric, std::string_view(" "), type, std::string_view("\n")}) {
     out_ += part;
   }
 }
@@ -141,8 +164,8 @@ void Exposition::sample(std::string_view metric, Labels labels, double value) {
   out_ += '\n';
 }
 
-void Exposition::tcp_family(std::string_view metric, std::string_view help, const Counter TcpSeries::*counter,
-                            bool if_nonzero) {
+void Exposition::tcp_family(std::string_view metric, std::string_view help,
+                            const Counter TcpSeries::* counter, bool if_nonzero) {
   head(metric, "counter", help);
   for (const auto& set : sets_) {
     uint64_t total = 0;
@@ -160,11 +183,16 @@ void Exposition::tcp_family(std::string_view metric, std::string_view help, cons
 
 // A set that only counts failures has nothing to say about connections, and the other way round.
 void Exposition::tcp() {
-  tcp_family("istio_tcp_connections_opened_total", "The total number of TCP connections opened.", &TcpSeries::opened, true);
-  tcp_family("istio_tcp_connections_closed_total", "The total number of TCP connections closed.", &TcpSeries::closed, true);
-  tcp_family("istio_tcp_connections_failed_total", "The total number of TCP connections that failed or were denied.", &TcpSeries::failed, true);
-  tcp_family("istio_tcp_received_bytes_total", "Bytes received from clients of TCP connections.", &TcpSeries::received, true);
-  tcp_family("istio_tcp_sent_bytes_total", "Bytes sent to clients of TCP connections.", &TcpSeries::sent, true);
+  tcp_family("istio_tcp_connections_opened_total", "The total number of TCP connections opened.",
+             &TcpSeries::opened, true);
+  tcp_family("istio_tcp_connections_closed_total", "The total number of TCP connections closed.",
+             &TcpSeries::closed, true);
+  tcp_family("istio_tcp_connections_failed_total",
+             "The total number of TCP connections that failed or were denied.", &TcpSeries::failed, true);
+  tcp_family("istio_tcp_received_bytes_total", "Bytes received from clients of TCP connections.",
+             &TcpSeries::received, true);
+  tcp_family("istio_tcp_sent_bytes_total", "Bytes sent to clients of TCP connections.", &TcpSeries::sent,
+             true);
   sockets_open();
 }
 
@@ -191,10 +219,12 @@ void Exposition::connections() {
     for (size_t p = 0; p < kPaths; ++p) {
       int64_t open = 0;
       for (const auto& shard : metrics_.shards_) open += shard->open_[d * kPaths + p].value();
-      sample("nodemesh_connections_open", {{"direction", name(static_cast<Direction>(d))}, {"path", name(static_cast<Path>(p))}}, open);
+      sample("nodemesh_connections_open",
+             {{"direction", name(static_cast<Direction>(d))}, {"path", name(static_cast<Path>(p))}}, open);
     }
   }
-  head("nodemesh_connections_total", "counter", "Connections that ended, by the reason they ended (NONE: normally).");
+  head("nodemesh_connections_total", "counter",
+       "Connections that ended, by the reason they ended (NONE: normally).");
   for (size_t d = 0; d < kDirections; ++d) {
     for (size_t p = 0; p < kPaths; ++p) {
       for (size_t r = 0; r < kReasons; ++r) {
@@ -202,7 +232,9 @@ void Exposition::connections() {
         for (const auto& shard : metrics_.shards_) total += shard->total_[d * kPaths + p][r].value();
         if (total == 0) continue;
         sample("nodemesh_connections_total",
-               {{"direction", name(static_cast<Direction>(d))}, {"path", name(static_cast<Path>(p))}, {"reason", reason_name(static_cast<Reason>(r))}},
+               {{"direction", name(static_cast<Direction>(d))},
+                {"path", name(static_cast<Path>(p))},
+                {"reason", reason_name(static_cast<Reason>(r))}},
                static_cast<int64_t>(total));
       }
     }
@@ -243,10 +275,12 @@ void Exposition::handshake_seconds() {
         append_number(bound, Histogram::kBounds[i]);
       }
       cumulative += buckets[i];
-      sample("nodemesh_tls_handshake_seconds_bucket", {{"side", kSides[side]}, {"le", bound}}, static_cast<int64_t>(cumulative));
+      sample("nodemesh_tls_handshake_seconds_bucket", {{"side", kSides[side]}, {"le", bound}},
+             static_cast<int64_t>(cumulative));
     }
     sample("nodemesh_tls_handshake_seconds_sum", {{"side", kSides[side]}}, static_cast<double>(sum_ns) / 1e9);
-    sample("nodemesh_tls_handshake_seconds_count", {{"side", kSides[side]}}, static_cast<int64_t>(cumulative));
+    sample("nodemesh_tls_handshake_seconds_count", {{"side", kSides[side]}},
+           static_cast<int64_t>(cumulative));
   }
 }
 
@@ -264,24 +298,29 @@ void Exposition::tunnels() {
   sample("nodemesh_tunnel_streams_open", {}, streams);
   head("nodemesh_denials_unlogged_total", "counter", "Denials above the rate at which they are logged.");
   sample("nodemesh_denials_unlogged_total", {}, unlogged);
-  head("nodemesh_access_log_dropped_total", "counter", "Access log lines lost because the log's reader is slow.");
+  head("nodemesh_access_log_dropped_total", "counter",
+       "Access log lines lost because the log's reader is slow.");
   sample("nodemesh_access_log_dropped_total", {}, dropped);
 }
 
 void Exposition::configuration() {
   std::lock_guard lock(metrics_.mutex_);
-  head("nodemesh_certificate_expiry_seconds", "gauge", "When the certificate of an identity expires, in Unix time.");
+  head("nodemesh_certificate_expiry_seconds", "gauge",
+       "When the certificate of an identity expires, in Unix time.");
   for (const auto& [identity, expiry] : metrics_.certificates_) {
     sample("nodemesh_certificate_expiry_seconds", {{"identity", identity}}, expiry);
   }
   head("nodemesh_config_generation", "gauge", "Generation of the configuration in force.");
   sample("nodemesh_config_generation", {}, static_cast<int64_t>(metrics_.generation_));
   auto now = std::chrono::duration_cast<seconds>(metrics_.clock_.wall().time_since_epoch()).count();
-  head("nodemesh_config_age_seconds", "gauge", "Time since the source of configuration was last known to be in force.");
-  if (metrics_.applied_) sample("nodemesh_config_age_seconds", {}, int64_t{std::max<int64_t>(now - metrics_.applied_, 0)});
+  head("nodemesh_config_age_seconds", "gauge",
+       "Time since the source of configuration was last known to be in force.");
+  if (metrics_.applied_)
+    sample("nodemesh_config_age_seconds", {}, int64_t{std::max<int64_t>(now - metrics_.applied_, 0)});
   head("nodemesh_config_rejected_objects", "gauge", "Objects whose last version was refused.");
   sample("nodemesh_config_rejected_objects", {}, static_cast<int64_t>(metrics_.rejected_));
-  head("nodemesh_metrics_overflow_total", "counter", "Lookups that met the cap on TCP series and were counted as other.");
+  head("nodemesh_metrics_overflow_total", "counter",
+       "Lookups that met the cap on TCP series and were counted as other.");
   sample("nodemesh_metrics_overflow_total", {}, static_cast<int64_t>(metrics_.overflow_));
   head("nodemesh_metrics_series", "gauge", "TCP label sets that exist now.");
   sample("nodemesh_metrics_series", {}, static_cast<int64_t>(metrics_.sets_.size()));
@@ -291,12 +330,15 @@ void Exposition::kernel() {
   std::lock_guard lock(metrics_.mutex_);
   head("nodemesh_kernel_drops_total", "counter", "Connections refused by the kernel programs, by reason.");
   for (size_t r = 1; r < metrics_.kernel_drops_.size() && r < kReasons; ++r) {
-    if (metrics_.kernel_drops_[r] == 0) continue;
-    sample("nodemesh_kernel_drops_total", {{"reason", reason_name(static_cast<Reason>(r))}}, static_cast<int64_t>(metrics_.kernel_drops_[r]));
+    // The kernel programs' own reasons are always there, so that a rate of zero can be seen.
+    if (metrics_.kernel_drops_[r] == 0 && r > static_cast<size_t>(Reason::UNPUBLISHED)) continue;
+    sample("nodemesh_kernel_drops_total", {{"reason", reason_name(static_cast<Reason>(r))}},
+           static_cast<int64_t>(metrics_.kernel_drops_[r]));
   }
   head("nodemesh_kernel_events_total", "counter", "What the kernel programs did.");
   for (size_t e = 0; e < metrics_.kernel_events_.size() && e < std::size(kEventNames); ++e) {
-    sample("nodemesh_kernel_events_total", {{"event", kEventNames[e]}}, static_cast<int64_t>(metrics_.kernel_events_[e]));
+    sample("nodemesh_kernel_events_total", {{"event", kEventNames[e]}},
+           static_cast<int64_t>(metrics_.kernel_events_[e]));
   }
 }
 
@@ -304,7 +346,8 @@ void Exposition::policy() {
   std::lock_guard lock(metrics_.mutex_);
   head("nodemesh_policy_dry_run_total", "counter", "Verdicts of policies in dry-run mode.");
   for (const auto& [key, total] : metrics_.dry_runs_) {
-    sample("nodemesh_policy_dry_run_total", {{"policy", key.first}, {"result", key.second ? "allow" : "deny"}}, static_cast<int64_t>(total));
+    sample("nodemesh_policy_dry_run_total",
+           {{"policy", key.first}, {"result", key.second ? "allow" : "deny"}}, static_cast<int64_t>(total));
   }
 }
 

@@ -23,10 +23,12 @@ uint64_t hash_all(std::initializer_list<std::string_view> texts) {
 }
 
 uint64_t compute(const WorkloadLabels& l) {
-  return hash_all({l.workload, l.ns, l.principal, l.app, l.version, l.cluster, l.canonical_service, l.canonical_revision,
-                   l.region, l.zone});
+  return hash_all({l.workload, l.ns, l.principal, l.app, l.version, l.cluster, l.canonical_service,
+                   l.canonical_revision, l.region, l.zone});
 }
-uint64_t compute(const ServiceLabels& l) { return hash_all({l.host, l.name, l.ns}); }
+uint64_t compute(const ServiceLabels& l) {
+  return hash_all({l.host, l.name, l.ns});
+}
 
 template <class T>
 uint64_t hash_of(const std::shared_ptr<const T>& labels) {
@@ -44,9 +46,9 @@ bool same(const std::shared_ptr<const T>& a, const std::shared_ptr<const T>& b) 
 }  // namespace
 
 bool WorkloadLabels::operator==(const WorkloadLabels& o) const {
-  return std::tie(workload, ns, principal, app, version, cluster, canonical_service, canonical_revision, region, zone) ==
-         std::tie(o.workload, o.ns, o.principal, o.app, o.version, o.cluster, o.canonical_service, o.canonical_revision,
-                  o.region, o.zone);
+  return std::tie(workload, ns, principal, app, version, cluster, canonical_service, canonical_revision,
+                  region, zone) == std::tie(o.workload, o.ns, o.principal, o.app, o.version, o.cluster,
+                                            o.canonical_service, o.canonical_revision, o.region, o.zone);
 }
 
 bool ServiceLabels::operator==(const ServiceLabels& o) const {
@@ -72,7 +74,8 @@ bool TcpLabels::operator==(const TcpLabels& o) const {
 
 size_t TcpLabelsHash::operator()(const TcpLabels& l) const {
   uint64_t bits = static_cast<uint64_t>(l.reporter) | static_cast<uint64_t>(l.security) << 1 |
-                  static_cast<uint64_t>(l.source_verified) << 3 | static_cast<uint64_t>(l.destination_verified) << 4;
+                  static_cast<uint64_t>(l.source_verified) << 3 |
+                  static_cast<uint64_t>(l.destination_verified) << 4;
   uint64_t hash = mix(bits, std::hash<std::string_view>{}(l.response_flags));
   hash = mix(hash, hash_of(l.source));
   hash = mix(hash, hash_of(l.destination));

@@ -6,24 +6,34 @@
 
 namespace nodemesh::telemetry {
 
-std::string_view name(Direction direction) { return direction == Direction::inbound ? "inbound" : "outbound"; }
+std::string_view name(Direction direction) {
+  return direction == Direction::inbound ? "inbound" : "outbound";
+}
 
 std::string_view name(Path path) {
   switch (path) {
-    case Path::hbone: return "hbone";
-    case Path::same_node: return "same-node";
-    case Path::passthrough: return "passthrough";
-    case Path::plaintext: return "plaintext";
-    case Path::direct: return "direct";
+    case Path::hbone:
+      return "hbone";
+    case Path::same_node:
+      return "same-node";
+    case Path::passthrough:
+      return "passthrough";
+    case Path::plaintext:
+      return "plaintext";
+    case Path::direct:
+      return "direct";
   }
   return "unknown";
 }
 
 std::string_view name(Security security) {
   switch (security) {
-    case Security::unknown: return "unknown";
-    case Security::none: return "none";
-    case Security::mutual_tls: return "mutual_tls";
+    case Security::unknown:
+      return "unknown";
+    case Security::none:
+      return "none";
+    case Security::mutual_tls:
+      return "mutual_tls";
   }
   return "unknown";
 }
@@ -44,15 +54,16 @@ void Histogram::add_to(std::span<uint64_t, kBounds.size() + 1> buckets, uint64_t
 void SeriesRef::reset() {
   if (!series_) return;
   auto left = series_->refs_.load(std::memory_order_relaxed) - 1;
-  if (left == 0) series_->last_used_.store(Monotonic::now().time_since_epoch().count(), std::memory_order_relaxed);
+  if (left == 0)
+    series_->last_used_.store(Monotonic::now().time_since_epoch().count(), std::memory_order_relaxed);
   // Release: whoever sees no reference also sees the final counts and the time.
   series_->refs_.store(left, std::memory_order_release);
   series_ = nullptr;
 }
 
-// Taking a reference and retiring a set race: the worker announces its reference and then looks whether the set is
-// retired; expire() retires the set and then looks for references. With both sequentially consistent at least one of
-// the two sees the other, so no connection is ever counted in a set that has left the scrape.
+// Taking a reference and retiring a set race: the worker announces its reference and then looks whether the
+// set is retired; expire() retires the set and then looks for references. With both sequentially consistent
+// at least one of the two sees the other, so no connection is ever counted in a set that has left the scrape.
 SeriesRef MetricShard::tcp(const TcpLabels& labels) {
   if (metrics_.retirements_.load(std::memory_order_relaxed) != seen_retirements_) drop_retired();
   for (;;) {
@@ -82,7 +93,8 @@ SeriesRef MetricShard::tcp(const TcpLabels& labels) {
 
 void MetricShard::drop_retired() {
   seen_retirements_ = metrics_.retirements_.load(std::memory_order_acquire);
-  std::erase_if(series_, [](const auto& entry) { return entry.second->retired.load(std::memory_order_acquire); });
+  std::erase_if(series_,
+                [](const auto& entry) { return entry.second->retired.load(std::memory_order_acquire); });
 }
 
 void MetricShard::tls_handshake(TlsSide side, Reason reason, bool resumed, std::chrono::nanoseconds elapsed) {

@@ -1,7 +1,7 @@
-// Counters of one worker. A MetricShard has one writer, the worker's thread, and one reader, the admin thread, which
-// reads with relaxed atomics: nothing on the data path locks or waits. Shards are made and owned by Metrics
-// (registry.h), which also merges them for a scrape. The only lock is taken when a worker meets a label set for the
-// first time.
+// Counters of one worker. A MetricShard has one writer, the worker's thread, and one reader, the admin
+// thread, which reads with relaxed atomics: nothing on the data path locks or waits. Shards are made and
+// owned by Metrics (registry.h), which also merges them for a scrape. The only lock is taken when a worker
+// meets a label set for the first time.
 #pragma once
 
 #include <array>
@@ -24,8 +24,8 @@ class Metrics;
 struct LabelSet;
 
 enum class Direction : uint8_t { inbound, outbound };
-// How a connection travelled: inside HBONE, by the same-node shortcut, untouched to outside the mesh, accepted from a
-// plaintext peer, or by the kernel without the proxy.
+// How a connection travelled: inside HBONE, by the same-node shortcut, untouched to outside the mesh,
+// accepted from a plaintext peer, or by the kernel without the proxy.
 enum class Path : uint8_t { hbone, same_node, passthrough, plaintext, direct };
 enum class TlsSide : uint8_t { client, server };
 inline constexpr size_t kDirections = 2, kPaths = 5, kReasons = NM_REASON_COUNT;
@@ -37,7 +37,9 @@ std::string_view name(Security security);
 // Monotonic count with a single writer: a plain load and store, no locked instruction.
 class Counter {
  public:
-  void add(uint64_t n = 1) { value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed); }
+  void add(uint64_t n = 1) {
+    value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
   uint64_t value() const { return value_.load(std::memory_order_relaxed); }
 
  private:
@@ -61,7 +63,8 @@ class Histogram {
   static constexpr std::array<double, 14> kBounds = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
                                                      0.1,    0.25,  0.5,    1,     2.5,  5,     10};
   void observe(std::chrono::nanoseconds elapsed);
-  // Adds this shard's buckets (not cumulative; the last is +Inf) and sum in nanoseconds to the reader's totals.
+  // Adds this shard's buckets (not cumulative; the last is +Inf) and sum in nanoseconds to the reader's
+  // totals.
   void add_to(std::span<uint64_t, kBounds.size() + 1> buckets, uint64_t& sum_ns) const;
 
  private:
@@ -69,8 +72,8 @@ class Histogram {
   Counter sum_ns_;
 };
 
-// One worker's share of one Istio TCP series. As in Envoy and ztunnel, and alike for both reporters, `sent` is what
-// went to the client ("during response") and `received` what came from it ("during request").
+// One worker's share of one Istio TCP series. As in Envoy and ztunnel, and alike for both reporters, `sent`
+// is what went to the client ("during response") and `received` what came from it ("during request").
 struct TcpSeries {
   Counter opened, closed, failed, sent, received;
 
@@ -82,7 +85,8 @@ struct TcpSeries {
   std::atomic<int64_t> last_used_{0};  // steady clock, ns; set when the last reference goes
 };
 
-// Holds a series while a connection uses it, so that it does not expire. Owner's thread only. Movable, 8 bytes.
+// Holds a series while a connection uses it, so that it does not expire. Owner's thread only. Movable, 8
+// bytes.
 class SeriesRef {
  public:
   SeriesRef() = default;
@@ -105,20 +109,20 @@ class SeriesRef {
 
 class MetricShard {
  public:
-  // Finds or creates the series; never null. At the cardinality cap this is the shared series labelled "other".
-  // Owner's thread. The shard must outlive the reference.
+  // Finds or creates the series; never null. At the cardinality cap this is the shared series labelled
+  // "other". Owner's thread. The shard must outlive the reference.
   SeriesRef tcp(const TcpLabels& labels);
 
-  // nodemesh_connections_open{direction,path}: +1 and -1. nodemesh_connections_total counts at the end, with its
-  // reason. Record does both for every connection; call them only for what has no Record.
+  // nodemesh_connections_open{direction,path}: +1 and -1. nodemesh_connections_total counts at the end, with
+  // its reason. Record does both for every connection; call them only for what has no Record.
   Gauge& open(Direction direction, Path path) { return open_[index(direction, path)]; }
   Counter& total(Direction direction, Path path, Reason reason) {
     return total_[index(direction, path)][static_cast<size_t>(reason)];
   }
   // One TLS handshake ended. `reason` NONE is success; `elapsed` counts only then.
   void tls_handshake(TlsSide side, Reason reason, bool resumed, std::chrono::nanoseconds elapsed);
-  // An AuthorizationPolicy in dry-run mode gave a verdict. `policy` is "namespace/name"; takes a lock, so not for
-  // policies in force.
+  // An AuthorizationPolicy in dry-run mode gave a verdict. `policy` is "namespace/name"; takes a lock, so not
+  // for policies in force.
   void policy_dry_run(std::string_view policy, bool would_allow);
   Counter denials_unlogged;    // denials above the log's rate
   Counter access_log_dropped;  // access log lines lost because the log's reader is slow

@@ -32,7 +32,8 @@ int64_t count_fds() {
   return count;
 }
 
-// Field 22 of /proc/self/stat, counted after the command's closing parenthesis: the command may hold anything.
+// Field 22 of /proc/self/stat, counted after the command's closing parenthesis: the command may hold
+// anything.
 double start_ticks() {
   auto stat = read_small("/proc/self/stat");
   auto close = stat.rfind(')');
@@ -66,7 +67,9 @@ ProcessStats read_process_stats() {
   }
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  auto to_seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6; };
+  auto to_seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
   stats.cpu_seconds = to_seconds(usage.ru_utime) + to_seconds(usage.ru_stime);
   stats.start_seconds = boot_seconds() + start_ticks() / static_cast<double>(sysconf(_SC_CLK_TCK));
   return stats;

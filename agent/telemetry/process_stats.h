@@ -1,5 +1,5 @@
-// What Prometheus clients report of their own process, from /proc/self and getrusage. Any thread. A figure that cannot
-// be read is 0.
+// What Prometheus clients report of their own process, from /proc/self and getrusage. Any thread. A figure
+// that cannot be read is 0.
 #pragma once
 
 #include <cstdint>

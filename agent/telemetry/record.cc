@@ -17,7 +17,8 @@ Denial describe(const Record& record, WallClock::time_point now, uint64_t suppre
   Denial denial;
   denial.time = now;
   denial.source = name_of(record.source_identity, record.source, record.src);
-  denial.destination = name_of(record.destination_identity, record.destination, record.dst) + ":" + std::to_string(record.dst.port);
+  denial.destination = name_of(record.destination_identity, record.destination, record.dst) + ":" +
+                       std::to_string(record.dst.port);
   denial.reason = record.reason();
   if (record.rare()) denial.policy = record.rare()->policy;
   denial.suppressed = suppressed;
@@ -47,7 +48,10 @@ void report_denial(Recorder& recorder, DenialRate& rate, const Record& record) {
 }  // namespace
 
 Record::Record(Recorder& recorder, Direction record_direction)
-    : direction_(record_direction), recorder_(recorder), id_(recorder.next_id_++), opened_(recorder.clock.now()),
+    : direction_(record_direction),
+      recorder_(recorder),
+      id_(recorder.next_id_++),
+      opened_(recorder.clock.now()),
       opened_wall_(recorder.clock.wall()) {
   previous = recorder.open_.previous;
   next = &recorder.open_;
@@ -63,9 +67,13 @@ Record::~Record() {
   complete();
 }
 
-Security Record::security() const { return tls_version ? Security::mutual_tls : Security::none; }
+Security Record::security() const {
+  return tls_version ? Security::mutual_tls : Security::none;
+}
 
-const char* Record::flags() const { return response_flags(reason_); }
+const char* Record::flags() const {
+  return response_flags(reason_);
+}
 
 milliseconds Record::age(Monotonic::time_point now) const {
   return std::chrono::duration_cast<milliseconds>(now - opened_);
@@ -91,10 +99,15 @@ void Record::established() {
   series_->opened.add();
   recorder_.metrics.open(direction_, path).add(1);
   open_path_ = path;
-  if (path != Path::same_node) return;
-  auto other = own == Reporter::source ? Reporter::destination : Reporter::source;
-  other_series_ = recorder_.metrics.tcp(labels(other, "-"));
-  other_series_->opened.add();
+  if (path == Path::same_node) {
+    auto other = own == Reporter::source ? Reporter::destination : Reporter::source;
+    other_series_ = recorder_.metrics.tcp(labels(other, "-"));
+    other_series_->opened.add();
+  }
+  // Bytes that came before the other half was there.
+  auto early_from_client = std::exchange(from_client_, 0), early_from_server = std::exchange(from_server_, 0);
+  add_from_client(early_from_client);
+  add_from_server(early_from_server);
 }
 
 void Record::add_from_client(uint64_t n) {
@@ -124,7 +137,8 @@ void Record::decided_by(std::string_view policy) {
   if (!policy.empty()) rare_or_make().policy = policy;
 }
 
-// A connection that never was open counts as failed, with the flag of its reason: opened and closed stay balanced.
+// A connection that never was open counts as failed, with the flag of its reason: opened and closed stay
+// balanced.
 void Record::count_failure() {
   for (auto reporter : {Reporter::source, Reporter::destination}) {
     bool own = (reporter == Reporter::source) == (direction_ == Direction::outbound);
@@ -181,40 +195,51 @@ bool is_denial(Reason reason) {
     case Reason::HEADERS_TOO_LARGE:
     case Reason::PEER_UNKNOWN:
     case Reason::OVER_LIMIT:
-    case Reason::OUT_OF_DESCRIPTORS: return true;
-    default: return false;
+    case Reason::OUT_OF_DESCRIPTORS:
+      return true;
+    default:
+      return false;
   }
 }
 
 const char* response_flags(Reason reason) {
   switch (reason) {
-    case Reason::NONE: return "-";
+    case Reason::NONE:
+      return "-";
     case Reason::POD_UNKNOWN:
     case Reason::POLICY_DENY:
     case Reason::POLICY_NO_ALLOW:
     case Reason::STRICT_PLAINTEXT:
     case Reason::POLICY_UNSUPPORTED:
-    case Reason::POLICY_REVOKED: return "DENY";
+    case Reason::POLICY_REVOKED:
+      return "DENY";
     case Reason::NO_IDENTITY:
     case Reason::PEER_ID_INVALID:
     case Reason::TRUST_DOMAIN:
-    case Reason::PEER_ID_MISMATCH: return "IDENTITY_ERROR";
+    case Reason::PEER_ID_MISMATCH:
+      return "IDENTITY_ERROR";
     case Reason::TLS_FAILED:
     case Reason::PEER_CERT_MISSING:
     case Reason::PEER_CERT_INVALID:
     case Reason::ALPN_MISMATCH:
-    case Reason::HANDSHAKE_TIMEOUT: return "TLS_FAILURE";
+    case Reason::HANDSHAKE_TIMEOUT:
+      return "TLS_FAILURE";
     case Reason::H2_PROTOCOL:
     case Reason::H2_FLOOD:
-    case Reason::HEADERS_TOO_LARGE: return "H2_HANDSHAKE_FAILURE";
+    case Reason::HEADERS_TOO_LARGE:
+      return "H2_HANDSHAKE_FAILURE";
     case Reason::BAD_METHOD:
     case Reason::BAD_AUTHORITY:
     case Reason::WRONG_DESTINATION:
-    case Reason::TUNNEL_REFUSED: return "CONNECT";
+    case Reason::TUNNEL_REFUSED:
+      return "CONNECT";
     case Reason::LOOP:
-    case Reason::NO_ROUTE: return "NR";
-    case Reason::NO_ENDPOINTS: return "UH";
-    case Reason::PEER_UNKNOWN: return "NC";
+    case Reason::NO_ROUTE:
+      return "NR";
+    case Reason::NO_ENDPOINTS:
+      return "UH";
+    case Reason::PEER_UNKNOWN:
+      return "NC";
     case Reason::NO_LISTENER:
     case Reason::NO_ADDRESS:
     case Reason::MAP_FULL:
@@ -222,18 +247,24 @@ const char* response_flags(Reason reason) {
     case Reason::CONNECT_REFUSED:
     case Reason::CONNECT_TIMEOUT:
     case Reason::CONNECT_FAILED:
-    case Reason::NO_SOCKET: return "UF";
+    case Reason::NO_SOCKET:
+      return "UF";
     case Reason::PING_TIMEOUT:
     case Reason::TUNNEL_LOST:
     case Reason::STREAM_RESET:
-    case Reason::GOAWAY: return "UC";
-    case Reason::PEER_RESET: return "DC";
-    case Reason::IDLE_TIMEOUT: return "SI";
+    case Reason::GOAWAY:
+      return "UC";
+    case Reason::PEER_RESET:
+      return "DC";
+    case Reason::IDLE_TIMEOUT:
+      return "SI";
     case Reason::SHUTDOWN:
     case Reason::POD_GONE:
-    case Reason::INTERNAL: return "LR";
+    case Reason::INTERNAL:
+      return "LR";
     case Reason::OVER_LIMIT:
-    case Reason::OUT_OF_DESCRIPTORS: return "UO";
+    case Reason::OUT_OF_DESCRIPTORS:
+      return "UO";
   }
   return "LR";
 }

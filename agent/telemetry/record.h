@@ -1,7 +1,8 @@
-// The record of one connection: made first, filled by every step of the data path, completed exactly once whatever
-// happens. Completing counts it in the metrics and writes the access log line and the denial; a Record destroyed
-// without that completes itself as INTERNAL and says so in the log, since it is a bug. Lives inside the session
-// that it describes and on its worker's thread; it does not move, because the worker keeps a list of open ones.
+// The record of one connection: made first, filled by every step of the data path, completed exactly once
+// whatever happens. Completing counts it in the metrics and writes the access log line and the denial; a
+// Record destroyed without that completes itself as INTERNAL and says so in the log, since it is a bug. Lives
+// inside the session that it describes and on its worker's thread; it does not move, because the worker keeps
+// a list of open ones.
 #pragma once
 
 #include <memory>
@@ -51,13 +52,14 @@ class Record final : private RecordLink {
   const char* tls_cipher = nullptr;
   Path path = Path::passthrough;
 
-  // The connection was decided, allowed and made: counts it as open in its series (for the path same_node in both
-  // reporters' series). Call once; from here on byte counts show in a scrape while the connection lives.
+  // The connection was decided, allowed and made: counts it as open in its series (for the path same_node in
+  // both reporters' series). Call once; from here on byte counts show in a scrape while the connection lives.
   void established();
   // Bytes that went client → server, server → client. Cheap; per chunk is fine.
   void add_from_client(uint64_t n);
   void add_from_server(uint64_t n);
-  // The first failure wins; later ones are consequences. Also for a connection that was established (reset, revoked).
+  // The first failure wins; later ones are consequences. Also for a connection that was established (reset,
+  // revoked).
   void fail(Reason reason, std::string_view detail = {});
   void fail(const Error& error) { fail(error.reason, error.message); }
   // The policy that allowed or denied, "namespace/name".

@@ -8,8 +8,9 @@ namespace {
 std::shared_ptr<LabelSet> make_other(Reporter reporter, size_t shards) {
   auto set = std::make_shared<LabelSet>(shards, true);
   WorkloadLabels other;
-  for (auto* field : {&other.workload, &other.ns, &other.principal, &other.app, &other.version, &other.cluster,
-                      &other.canonical_service, &other.canonical_revision, &other.region, &other.zone}) {
+  for (auto* field :
+       {&other.workload, &other.ns, &other.principal, &other.app, &other.version, &other.cluster,
+        &other.canonical_service, &other.canonical_revision, &other.region, &other.zone}) {
     *field = "other";
   }
   set->labels.source = set->labels.destination = share(other);
@@ -37,7 +38,8 @@ Metrics::Metrics(MetricsOptions options, const Clock& clock) : options_(std::mov
 Metrics::~Metrics() = default;
 
 std::shared_ptr<LabelSet> Metrics::intern(const TcpLabels& labels) {
-  // By text: labels that differ only in what is not known are written alike, and a series written twice spoils a scrape.
+  // By text: labels that differ only in what is not known are written alike, and a series written twice
+  // spoils a scrape.
   auto text = tcp_label_text(labels);
   std::lock_guard lock(mutex_);
   if (auto found = sets_.find(text); found != sets_.end()) return found->second;
@@ -119,6 +121,8 @@ void Metrics::count_dry_run(std::string_view policy, bool would_allow) {
   ++dry_runs_[{std::string(policy), would_allow}];
 }
 
-std::string Metrics::render() const { return Exposition(*this).render(); }
+std::string Metrics::render() const {
+  return Exposition(*this).render();
+}
 
 }  // namespace nodemesh::telemetry

@@ -1,9 +1,11 @@
-// All metrics of the process: hands out one MetricShard per worker, holds the values that other threads report
-// (configuration, certificates, kernel counters), bounds and expires the TCP series, and renders a scrape. Thread-safe;
-// its lock is never taken on the data path except when a worker meets a label set for the first time.
+// All metrics of the process: hands out one MetricShard per worker, holds the values that other threads
+// report (configuration, certificates, kernel counters), bounds and expires the TCP series, and renders a
+// scrape. Thread-safe; its lock is never taken on the data path except when a worker meets a label set for
+// the first time.
 //
-// Expiry: a label set that no connection holds, that was unused for the expiry time and whose workloads are gone is
-// retired; workers drop it when they next look a series up. Until then its counters never go backwards.
+// Expiry: a label set that no connection holds, that was unused for the expiry time and whose workloads are
+// gone is retired; workers drop it when they next look a series up. Until then its counters never go
+// backwards.
 #pragma once
 
 #include <array>
@@ -32,7 +34,7 @@ struct LabelSet {
   std::string text;  // rendered `{…}`
   std::atomic<bool> retired{false};
   std::vector<std::atomic<TcpSeries*>> shards;  // slot i written once, by shard i; owned
-  const bool is_other;  // the overflow set
+  const bool is_other;                          // the overflow set
   int64_t gone_since = 0;  // steady clock, ns: when expire() first missed a workload of it; 0: all live
 
   LabelSet(size_t shard_count, bool other) : shards(shard_count), is_other(other) {}
@@ -62,8 +64,8 @@ class Metrics {
   // Totals as the kernel counts them, summed over CPUs: by nm_reason, by nm_counter.
   void set_kernel(std::span<const uint64_t> drops, std::span<const uint64_t> events);
 
-  // Retires series. `is_live` says whether a workload still exists; call it every half minute or so, any thread.
-  // Returns how many were retired.
+  // Retires series. `is_live` says whether a workload still exists; call it every half minute or so, any
+  // thread. Returns how many were retired.
   size_t expire(const std::function<bool(const WorkloadLabels&)>& is_live);
 
   // The whole exposition (text format 0.0.4), the process's own figures included.
@@ -82,7 +84,8 @@ class Metrics {
   std::atomic<uint64_t> retirements_{0};
 
   mutable std::mutex mutex_;
-  std::unordered_map<std::string_view, std::shared_ptr<LabelSet>> sets_;  // by LabelSet::text, which the key views
+  std::unordered_map<std::string_view, std::shared_ptr<LabelSet>>
+      sets_;                                        // by LabelSet::text, which the key views
   std::array<std::shared_ptr<LabelSet>, 2> other_;  // by reporter
   uint64_t overflow_ = 0;
   std::map<std::string, int64_t, std::less<>> certificates_;

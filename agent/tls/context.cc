@@ -22,8 +22,8 @@ constexpr unsigned char kOffered[] = {3, 'n', 'm', '1', 2, 'h', '2'};
 constexpr long kSessionSeconds = 3600;
 constexpr long kMaxChainBytes = 32 * 1024;
 
-Result<SslCtxPtr> make_context(const SSL_METHOD* method) {
-  SslCtxPtr ctx(SSL_CTX_new(method));
+Result<SslCtxPtr> make_context(const Verifier& verifier, const SSL_METHOD* method) {
+  SslCtxPtr ctx(SSL_CTX_new_ex(verifier.library(), nullptr, method));
   if (!ctx) return fail("TLS: cannot make a context: " + take_openssl_error());
   bool ok = SSL_CTX_set_min_proto_version(ctx.get(), TLS1_3_VERSION) == 1 &&
             SSL_CTX_set_max_proto_version(ctx.get(), TLS1_3_VERSION) == 1 &&
@@ -194,7 +194,7 @@ ServerContext::~ServerContext() = default;
 ClientContext::~ClientContext() = default;
 
 Result<std::unique_ptr<ServerContext>> ServerContext::create(Verifier& verifier, std::shared_ptr<const TicketKeys> keys) {
-  auto ctx = make_context(TLS_server_method());
+  auto ctx = make_context(verifier, TLS_server_method());
   if (!ctx) return std::unexpected(ctx.error());
   std::unique_ptr<ServerContext> out(new ServerContext(verifier));
   SSL_CTX* raw = ctx->get();
@@ -233,7 +233,7 @@ Result<SslPtr> ServerContext::accept(std::shared_ptr<const Credential> credentia
 }
 
 Result<std::unique_ptr<ClientContext>> ClientContext::create(Verifier& verifier, size_t sessions) {
-  auto ctx = make_context(TLS_client_method());
+  auto ctx = make_context(verifier, TLS_client_method());
   if (!ctx) return std::unexpected(ctx.error());
   std::unique_ptr<ClientContext> out(new ClientContext(verifier));
   SSL_CTX* raw = ctx->get();

@@ -115,10 +115,12 @@ Stream::Read Stream::read() {
 }
 
 bool Stream::seal(std::span<const uint8_t> bytes) {
-  if (bytes.empty()) return !broken_;
-  size_t written = 0;
   ERR_clear_error();
-  if (SSL_write_ex(ssl_.get(), bytes.data(), bytes.size(), &written) != 1) broken_ = true;
+  while (!bytes.empty() && !broken_) {
+    size_t written = 0;  // at least a record, with partial writes enabled not more than that
+    if (SSL_write_ex(ssl_.get(), bytes.data(), bytes.size(), &written) != 1) broken_ = true;
+    bytes = bytes.subspan(written);
+  }
   return !broken_;
 }
 

@@ -58,6 +58,7 @@ Result<SpiffeId> identity_in(X509* leaf) {
 
 Verifier::Verifier(const Clock& clock, std::vector<std::string> trust_domains, size_t cache_entries)
     : clock_(clock),
+      library_(Library::create().value_or(nullptr)),
       trust_domains_(std::move(trust_domains)),
       cache_entries_(std::max<size_t>(cache_entries, 1)),
       sha256_(EVP_MD_fetch(nullptr, "SHA256", nullptr)),

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/reason.h"
 #include "tls/credential.h"
+#include "tls/library.h"
 #include "tls/openssl.h"
 #include "tls/spiffe.h"
 
@@ -45,6 +46,8 @@ class Verifier {
   const TrustBundle* trust() const { return trust_.get(); }
   uint64_t generation() const { return generation_; }
   WallClock::time_point now() const { return clock_.wall(); }
+  // The OpenSSL context in which peers' certificates are parsed; null: OpenSSL's default, if ours could not be made.
+  OSSL_LIB_CTX* library() const { return library_ ? library_->get() : nullptr; }
   bool is_our_domain(const std::string& trust_domain) const;
 
   // `leaf` and `chain` (may be null) as the peer sent them. Errors: PEER_CERT_MISSING, PEER_CERT_INVALID (with
@@ -71,6 +74,7 @@ class Verifier {
   void remember(const Hash& hash, std::shared_ptr<const PeerIdentity> peer);
 
   const Clock& clock_;
+  std::unique_ptr<Library> library_;  // first: what was made with it goes before it
   std::vector<std::string> trust_domains_;
   std::shared_ptr<const TrustBundle> trust_;
   uint64_t generation_ = 0;

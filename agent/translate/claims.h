@@ -1,5 +1,5 @@
-// Who owns an address, a uid or a network namespace: two objects that claim one are both told, the older keeps it.
-// Built for one translation.
+// Who owns an address, a uid or a network namespace: two objects that claim one are both told, the older
+// keeps it. Built for one translation.
 #pragma once
 
 #include <map>
@@ -14,8 +14,8 @@ class Claims {
  public:
   explicit Claims(Reports& reports) : reports_(reports) {}
 
-  // `what` as in "address 10.0.0.1". Call in the order of age; the first call wins. Reports at `field` and returns false
-  // when another object has it.
+  // `what` as in "address 10.0.0.1". Call in the order of age; the first call wins. Reports at `field` and
+  // returns false when another object has it.
   bool take(const std::string& what, const kube::Object& object, const std::string& field);
 
  private:

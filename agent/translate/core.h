@@ -1,5 +1,5 @@
-// Kubernetes core kinds as far as the mesh needs them, read from manifests. The readers check one object alone; what
-// depends on other objects is translate.cc's. Immutable values; any thread.
+// Kubernetes core kinds as far as the mesh needs them, read from manifests. The readers check one object
+// alone; what depends on other objects is translate.cc's. Immutable values; any thread.
 #pragma once
 
 #include <chrono>

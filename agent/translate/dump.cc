@@ -31,7 +31,8 @@ json condition_json(const model::Condition& condition) {
   json values = list(condition.strings, as_text);
   for (const auto& cidr : condition.cidrs) values.push_back(cidr.to_string());
   for (auto port : condition.ports) values.push_back(port);
-  return {{std::string(condition.negated ? "not " : "") + std::string(attribute_name(condition.attribute)), std::move(values)}};
+  return {{std::string(condition.negated ? "not " : "") + std::string(attribute_name(condition.attribute)),
+           std::move(values)}};
 }
 
 json rule_json(const model::Rule& rule) {
@@ -72,7 +73,9 @@ json endpoint_json(const model::Endpoint& endpoint) {
 }
 
 json port_json(const model::ServicePort& port) {
-  json out = {{"port", port.port}, {"protocol", protocol_name(port.protocol)}, {"loadBalancer", lb_policy_name(port.lb)}};
+  json out = {{"port", port.port},
+              {"protocol", protocol_name(port.protocol)},
+              {"loadBalancer", lb_policy_name(port.lb)}};
   put(out, "name", port.name);
   if (!port.lb_origin.kind.empty()) out["loadBalancerOrigin"] = to_json(port.lb_origin);
   std::span all(port.endpoints);
@@ -93,7 +96,8 @@ json mesh_json(const model::MeshSettings& mesh) {
 }
 
 json problem_json(const kube::Problem& problem) {
-  json out = {{"severity", problem.severity == kube::Severity::error ? "error" : "warning"}, {"message", problem.message}};
+  json out = {{"severity", problem.severity == kube::Severity::error ? "error" : "warning"},
+              {"message", problem.message}};
   put(out, "file", problem.file);
   put(out, "field", problem.field);
   put(out, "fix", problem.fix);
@@ -121,12 +125,21 @@ json to_json(const model::WorkloadPolicy& policy) {
 }
 
 json to_json(const model::Workload& workload) {
-  json out = {{"namespace", workload.ns}, {"name", workload.name}, {"origin", to_json(workload.origin)},
-              {"uid", workload.uid}, {"identity", workload.identity}, {"serviceAccount", workload.service_account},
-              {"mesh", mesh_name(workload.mesh)}, {"workloadName", workload.workload_name},
-              {"workloadType", workload.workload_type}, {"app", workload.app}, {"version", workload.version},
-              {"canonicalName", workload.canonical_name}, {"canonicalRevision", workload.canonical_revision},
-              {"addresses", list(workload.addresses, as_text)}, {"policy", to_json(*workload.policy)}};
+  json out = {{"namespace", workload.ns},
+              {"name", workload.name},
+              {"origin", to_json(workload.origin)},
+              {"uid", workload.uid},
+              {"identity", workload.identity},
+              {"serviceAccount", workload.service_account},
+              {"mesh", mesh_name(workload.mesh)},
+              {"workloadName", workload.workload_name},
+              {"workloadType", workload.workload_type},
+              {"app", workload.app},
+              {"version", workload.version},
+              {"canonicalName", workload.canonical_name},
+              {"canonicalRevision", workload.canonical_revision},
+              {"addresses", list(workload.addresses, as_text)},
+              {"policy", to_json(*workload.policy)}};
   put(out, "node", workload.node);
   put(out, "region", workload.region);
   put(out, "zone", workload.zone);
@@ -140,7 +153,10 @@ json to_json(const model::Workload& workload) {
 }
 
 json to_json(const model::Service& service) {
-  json out = {{"namespace", service.ns}, {"name", service.name}, {"host", service.host}, {"origin", to_json(service.origin)}};
+  json out = {{"namespace", service.ns},
+              {"name", service.name},
+              {"host", service.host},
+              {"origin", to_json(service.origin)}};
   put(out, "vips", list(service.vips, as_text));
   put(out, "headless", service.headless);
   put(out, "externalName", service.external_name);
@@ -166,7 +182,9 @@ json to_json(const model::Verdict& verdict) {
   if (verdict.rule >= 0) out["rule"] = verdict.rule;
   put(out, "dryRunDenies", verdict.dry_run_denies);
   for (const auto& match : verdict.dry_run) {
-    out["dryRun"].push_back({{"origin", to_json(match.policy->origin)}, {"action", action_name(match.policy->action)}, {"rule", match.rule}});
+    out["dryRun"].push_back({{"origin", to_json(match.policy->origin)},
+                             {"action", action_name(match.policy->action)},
+                             {"rule", match.rule}});
   }
   return out;
 }

@@ -19,7 +19,10 @@ using model::MtlsMode;
 std::optional<MtlsMode> read_mode(Fields& mtls) {
   using Mode = std::optional<MtlsMode>;
   static constexpr std::array<std::pair<std::string_view, Mode>, 4> kModes{
-      {{"UNSET", std::nullopt}, {"DISABLE", MtlsMode::disable}, {"PERMISSIVE", MtlsMode::permissive}, {"STRICT", MtlsMode::strict}}};
+      {{"UNSET", std::nullopt},
+       {"DISABLE", MtlsMode::disable},
+       {"PERMISSIVE", MtlsMode::permissive},
+       {"STRICT", MtlsMode::strict}}};
   return mtls.one_of<Mode>("mode", kModes).value_or(std::nullopt);
 }
 
@@ -27,13 +30,15 @@ void read_port_modes(Fields& spec, PeerAuthenticationSpec& peer, Problems& probl
   const Node* ports = spec.map("portLevelMtls");
   if (!ports) return;
   if (!peer.selector || peer.selector->empty()) {
-    spec.error("portLevelMtls", "needs a selector", "add spec.selector.matchLabels, since ports belong to workloads");
+    spec.error("portLevelMtls", "needs a selector",
+               "add spec.selector.matchLabels, since ports belong to workloads");
   }
   for (const auto& item : ports->children) {
     uint16_t port = 0;
     auto [end, failed] = std::from_chars(item.key.data(), item.key.data() + item.key.size(), port);
     if (failed != std::errc{} || end != item.key.data() + item.key.size() || port == 0) {
-      report(problems, Severity::error, item, "\"" + item.key + "\" is not a port number", "write a number from 1 to 65535");
+      report(problems, Severity::error, item, "\"" + item.key + "\" is not a port number",
+             "write a number from 1 to 65535");
       continue;
     }
     Fields mtls(&item, problems);
@@ -45,11 +50,16 @@ std::optional<LbPolicy> read_lb(Fields& policy, Problems& problems) {
   using enum LbPolicy;
   enum class Simple : uint8_t { unspecified, least, round_robin, random, passthrough };
   static constexpr std::array<std::pair<std::string_view, Simple>, 6> kSimple{
-      {{"LEAST_REQUEST", Simple::least}, {"ROUND_ROBIN", Simple::round_robin}, {"RANDOM", Simple::random},
-       {"LEAST_CONN", Simple::least}, {"PASSTHROUGH", Simple::passthrough}, {"UNSPECIFIED", Simple::unspecified}}};
+      {{"LEAST_REQUEST", Simple::least},
+       {"ROUND_ROBIN", Simple::round_robin},
+       {"RANDOM", Simple::random},
+       {"LEAST_CONN", Simple::least},
+       {"PASSTHROUGH", Simple::passthrough},
+       {"UNSPECIFIED", Simple::unspecified}}};
   Fields balancer(policy.map("loadBalancer"), problems);
   auto simple = balancer.one_of<Simple>("simple", kSimple);
-  balancer.unsupported({"consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmup", "warmupDurationSecs"});
+  balancer.unsupported(
+      {"consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmup", "warmupDurationSecs"});
   policy.unsupported({"connectionPool", "outlierDetection", "tls", "tunnel", "proxyProtocol", "retryBudget"});
   if (simple == Simple::passthrough) {
     balancer.warn("simple", "PASSTHROUGH is not supported in this release, LEAST_REQUEST is used",
@@ -73,7 +83,8 @@ void read_port_settings(Fields& policy, DestinationRuleSpec& rule, Problems& pro
 }
 
 void read_mesh_config(const Node& text, MeshConfigSpec& mesh, Problems& problems) {
-  static constexpr std::array<std::pair<std::string_view, bool>, 2> kEncodings{{{"TEXT", false}, {"JSON", true}}};
+  static constexpr std::array<std::pair<std::string_view, bool>, 2> kEncodings{
+      {{"TEXT", false}, {"JSON", true}}};
   // The text of a block scalar starts on the line after its '|'.
   auto documents = kube::parse_yaml(text.text, "", text.line + 1);
   Problems inner = std::move(documents.problems);
@@ -87,20 +98,41 @@ void read_mesh_config(const Node& text, MeshConfigSpec& mesh, Problems& problems
     mesh.access_log.format = fields.text("accessLogFormat").value_or("");
     mesh.access_log.json = fields.one_of<bool>("accessLogEncoding", kEncodings).value_or(false);
     if (mesh.trust_domain && !kube::is_dns_subdomain(*mesh.trust_domain)) {
-      fields.error("trustDomain", "is not a valid trust domain", "use lower-case letters, digits, '-' and '.'");
+      fields.error("trustDomain", "is not a valid trust domain",
+                   "use lower-case letters, digits, '-' and '.'");
     }
     if (mesh.root_namespace && !kube::is_dns_label(*mesh.root_namespace)) {
-      fields.error("rootNamespace", "is not a valid namespace name", "use lower-case letters, digits and '-'");
+      fields.error("rootNamespace", "is not a valid namespace name",
+                   "use lower-case letters, digits and '-'");
     }
-    fields.ignore({"ingressService", "ingressSelector", "ingressClass", "ingressControllerMode", "enableAutoMtls",
-                   "enablePrometheusMerge", "dnsRefreshRate", "proxyListenPort", "proxyInboundListenPort",
-                   "proxyHttpPort", "defaultProviders", "configSources", "protocolDetectionTimeout", "mixerAddress"});
-    fields.unsupported({"outboundTrafficPolicy", "inboundTrafficPolicy", "discoverySelectors", "extensionProviders",
-                        "pathNormalization", "defaultHttpRetryPolicy", "defaultTrafficPolicy", "meshMTLS",
-                        "tlsDefaults", "localityLbSetting", "serviceScopeConfigs", "hboneIdleTimeout",
-                        "caCertificates", "certificates", "connectTimeout", "tcpKeepalive", "enableTracing",
-                        "defaultConfig", "defaultServiceExportTo", "defaultVirtualServiceExportTo",
-                        "defaultDestinationRuleExportTo", "ca", "h2UpgradePolicy", "verifyCertificateAtClient"});
+    fields.ignore({"ingressService", "ingressSelector", "ingressClass", "ingressControllerMode",
+                   "enableAutoMtls", "enablePrometheusMerge", "dnsRefreshRate", "proxyListenPort",
+                   "proxyInboundListenPort", "proxyHttpPort", "defaultProviders", "configSources",
+                   "protocolDetectionTimeout", "mixerAddress"});
+    fields.unsupported({"outboundTrafficPolicy",
+                        "inboundTrafficPolicy",
+                        "discoverySelectors",
+                        "extensionProviders",
+                        "pathNormalization",
+                        "defaultHttpRetryPolicy",
+                        "defaultTrafficPolicy",
+                        "meshMTLS",
+                        "tlsDefaults",
+                        "localityLbSetting",
+                        "serviceScopeConfigs",
+                        "hboneIdleTimeout",
+                        "caCertificates",
+                        "certificates",
+                        "connectTimeout",
+                        "tcpKeepalive",
+                        "enableTracing",
+                        "defaultConfig",
+                        "defaultServiceExportTo",
+                        "defaultVirtualServiceExportTo",
+                        "defaultDestinationRuleExportTo",
+                        "ca",
+                        "h2UpgradePolicy",
+                        "verifyCertificateAtClient"});
   }
   for (auto& problem : inner) {
     problem.field = text.path() + (problem.field.empty() ? "" : ": " + problem.field);
@@ -123,7 +155,8 @@ std::optional<Labels> read_selector(const Node* node, Problems& problems) {
   return selector.text_map("matchLabels");
 }
 
-std::shared_ptr<const kube::Decoded> read_peer_authentication(const kube::Object&, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_peer_authentication(const kube::Object&, Fields& fields,
+                                                              Problems& problems) {
   auto peer = std::make_shared<PeerAuthenticationSpec>();
   Fields spec(fields.map("spec"), problems);
   peer->selector = read_selector(spec.map("selector"), problems);
@@ -139,11 +172,13 @@ bool DestinationRuleSpec::matches(std::string_view service_host) const {
   return service_host == host;
 }
 
-std::shared_ptr<const kube::Decoded> read_destination_rule(const kube::Object& object, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_destination_rule(const kube::Object& object, Fields& fields,
+                                                           Problems& problems) {
   auto rule = std::make_shared<DestinationRuleSpec>();
   Fields spec(fields.map("spec"), problems);
   rule->host = spec.text("host").value_or("");
-  if (rule->host.empty()) spec.missing("host", "write the Service's host name, for example web.shop.svc.cluster.local");
+  if (rule->host.empty())
+    spec.missing("host", "write the Service's host name, for example web.shop.svc.cluster.local");
   if (rule->host.find('.') == std::string::npos && !rule->host.starts_with('*')) {
     rule->host += "." + object.key.ns + ".svc.cluster.local";
   }
@@ -153,13 +188,15 @@ std::shared_ptr<const kube::Decoded> read_destination_rule(const kube::Object& o
   spec.unsupported({"subsets", "exportTo"});
   if (spec.any("workloadSelector")) {
     rule->limited = true;
-    spec.warn("workloadSelector", "not supported in this release, so the whole rule has no effect", "remove it");
+    spec.warn("workloadSelector", "not supported in this release, so the whole rule has no effect",
+              "remove it");
   }
   fields.ignore({"status"});
   return rule;
 }
 
-std::shared_ptr<const kube::Decoded> read_config_map(const kube::Object& object, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_config_map(const kube::Object& object, Fields& fields,
+                                                     Problems& problems) {
   auto mesh = std::make_shared<MeshConfigSpec>();
   const Node* data = fields.map("data");
   fields.ignore({"binaryData", "immutable"});

@@ -1,5 +1,5 @@
-// Istio's PeerAuthentication, DestinationRule and MeshConfig as far as this release serves them. What it does not
-// serve is named in the object's status, never ignored in silence. Immutable values; any thread.
+// Istio's PeerAuthentication, DestinationRule and MeshConfig as far as this release serves them. What it does
+// not serve is named in the object's status, never ignored in silence. Immutable values; any thread.
 #pragma once
 
 #include <map>
@@ -43,8 +43,10 @@ struct MeshConfigSpec : kube::Decoded {
   model::AccessLog access_log;
 };
 
-std::shared_ptr<const kube::Decoded> read_peer_authentication(const kube::Object&, kube::Fields&, kube::Problems&);
-std::shared_ptr<const kube::Decoded> read_destination_rule(const kube::Object&, kube::Fields&, kube::Problems&);
+std::shared_ptr<const kube::Decoded> read_peer_authentication(const kube::Object&, kube::Fields&,
+                                                              kube::Problems&);
+std::shared_ptr<const kube::Decoded> read_destination_rule(const kube::Object&, kube::Fields&,
+                                                           kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_config_map(const kube::Object&, kube::Fields&, kube::Problems&);
 
 }  // namespace nodemesh::translate

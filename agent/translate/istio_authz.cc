@@ -66,7 +66,8 @@ class Compiler {
   Alternative source(Fields& entry) {
     Fields source(entry.map("source"), problems_);
     if (!source || source.node()->children.empty()) {
-      entry.error("source", "must not be empty", "name what the source must be, or remove the whole \"from\"");
+      entry.error("source", "must not be empty",
+                  "name what the source must be, or remove the whole \"from\"");
       return {};
     }
     Alternative out;
@@ -79,8 +80,10 @@ class Compiler {
     http(source, {"requestPrincipals"});
     const Node& node = *source.node();
     bool accounts = node.find("serviceAccounts") || node.find("notServiceAccounts");
-    if (accounts && (node.find("principals") || node.find("namespaces") || node.find("notPrincipals") || node.find("notNamespaces"))) {
-      source.error("serviceAccounts", "cannot be used together with principals or namespaces", "use one of them");
+    if (accounts && (node.find("principals") || node.find("namespaces") || node.find("notPrincipals") ||
+                     node.find("notNamespaces"))) {
+      source.error("serviceAccounts", "cannot be used together with principals or namespaces",
+                   "use one of them");
     }
     return out;
   }
@@ -88,7 +91,8 @@ class Compiler {
   Alternative operation(Fields& entry) {
     Fields operation(entry.map("operation"), problems_);
     if (!operation || operation.node()->children.empty()) {
-      entry.error("operation", "must not be empty", "name what the operation must be, or remove the whole \"to\"");
+      entry.error("operation", "must not be empty",
+                  "name what the operation must be, or remove the whole \"to\"");
       return {};
     }
     Alternative out;
@@ -99,11 +103,14 @@ class Compiler {
 
   void when(const Node& item, Rule& rule) {
     static constexpr std::pair<std::string_view, Attribute> kKeys[] = {
-        {"source.ip", Attribute::source_ip}, {"remote.ip", Attribute::remote_ip},
-        {"source.namespace", Attribute::source_namespace}, {"source.principal", Attribute::source_principal},
+        {"source.ip", Attribute::source_ip},
+        {"remote.ip", Attribute::remote_ip},
+        {"source.namespace", Attribute::source_namespace},
+        {"source.principal", Attribute::source_principal},
         {"source.serviceAccount", Attribute::source_service_account},
         {"source.trustDomain", Attribute::source_trust_domain},
-        {"destination.ip", Attribute::destination_ip}, {"destination.port", Attribute::destination_port}};
+        {"destination.ip", Attribute::destination_ip},
+        {"destination.port", Attribute::destination_port}};
     Fields fields(&item, problems_);
     auto key = fields.text("key").value_or("");
     auto found = std::ranges::find(kKeys, key, &std::pair<std::string_view, Attribute>::first);
@@ -112,18 +119,21 @@ class Compiler {
     }
     if (found != std::end(kKeys)) {
       Alternative out;
-      for (bool negated : {false, true}) values(fields, negated ? "notValues" : "values", found->second, negated, out);
+      for (bool negated : {false, true})
+        values(fields, negated ? "notValues" : "values", found->second, negated, out);
       rule.clauses.push_back({{std::move(out)}});
       return;
     }
     fields.ignore({"values", "notValues"});
-    if (key.starts_with("request.") || key == "connection.sni" || key.starts_with("experimental.envoy.filters.")) {
+    if (key.starts_with("request.") || key == "connection.sni" ||
+        key.starts_with("experimental.envoy.filters.")) {
       if (http_field_.empty()) http_field_ = key;
       return;
     }
-    fields.error("key", "unknown attribute \"" + key + "\"",
-                 "use one of source.ip, remote.ip, source.namespace, source.principal, source.serviceAccount, "
-                 "source.trustDomain, destination.ip, destination.port, connection.sni, request.*");
+    fields.error(
+        "key", "unknown attribute \"" + key + "\"",
+        "use one of source.ip, remote.ip, source.namespace, source.principal, source.serviceAccount, "
+        "source.trustDomain, destination.ip, destination.port, connection.sni, request.*");
   }
 
   void pair(Fields& fields, const std::string& name, Attribute attribute, Alternative& out) {
@@ -144,7 +154,8 @@ class Compiler {
     fields.texts(key);  // reports wrong types
     if (items.empty()) {
       const Node* written = fields.node() ? fields.node()->find(key) : nullptr;
-      if (written && written->type == Node::Type::list) error(*written, "an empty list would match everything", "remove it, or fill it");
+      if (written && written->type == Node::Type::list)
+        error(*written, "an empty list would match everything", "remove it, or fill it");
       return;
     }
     Condition condition{.attribute = attribute, .negated = negated};
@@ -156,14 +167,20 @@ class Compiler {
     switch (attribute) {
       case Attribute::source_ip:
       case Attribute::remote_ip:
-      case Attribute::destination_ip: return cidr(item, condition);
-      case Attribute::destination_port: return port(item, condition);
-      case Attribute::source_service_account: return account(item, condition);
-      default: break;
+      case Attribute::destination_ip:
+        return cidr(item, condition);
+      case Attribute::destination_port:
+        return port(item, condition);
+      case Attribute::source_service_account:
+        return account(item, condition);
+      default:
+        break;
     }
     if (item.text.empty()) return error(item, "must not be empty", "remove it");
-    if (item.text != "*" && (std::ranges::count(item.text, '*') > 1 || item.text.find('*', 1) < item.text.size() - 1)) {
-      return error(item, "\"*\" may stand only at the start or at the end", "write exact, prefix* or *suffix");
+    if (item.text != "*" &&
+        (std::ranges::count(item.text, '*') > 1 || item.text.find('*', 1) < item.text.size() - 1)) {
+      return error(item, "\"*\" may stand only at the start or at the end",
+                   "write exact, prefix* or *suffix");
     }
     if (item.text.starts_with("spiffe://")) {
       return error(item, "a principal is written without \"spiffe://\"", "write " + item.text.substr(9));
@@ -173,7 +190,9 @@ class Compiler {
 
   void cidr(const Node& item, Condition& condition) {
     auto parsed = Cidr::parse(item.text);
-    if (!parsed) return error(item, "\"" + item.text + "\" is not an address or CIDR range", "write for example 10.0.0.0/8 or fd00::/64");
+    if (!parsed)
+      return error(item, "\"" + item.text + "\" is not an address or CIDR range",
+                   "write for example 10.0.0.0/8 or fd00::/64");
     condition.cidrs.push_back(*parsed);
   }
 
@@ -191,7 +210,8 @@ class Compiler {
     auto ns = slash == std::string::npos ? ns_ : item.text.substr(0, slash);
     auto name = slash == std::string::npos ? item.text : item.text.substr(slash + 1);
     if (!kube::is_dns_label(ns) || !kube::is_dns_subdomain(name)) {
-      return error(item, "\"" + item.text + "\" is not a service account", "write \"name\" or \"namespace/name\", without \"*\"");
+      return error(item, "\"" + item.text + "\" is not a service account",
+                   "write \"name\" or \"namespace/name\", without \"*\"");
     }
     condition.strings.push_back({StringMatch::Kind::exact, ns + "/sa/" + name});
   }
@@ -209,11 +229,14 @@ class Compiler {
       fate = "the rule matches whatever its other fields match";
     } else {
       bool rest = rule && std::ranges::any_of(rule->clauses, [](const Clause& clause) {
-        return std::ranges::any_of(clause.alternatives, [](const Alternative& a) { return !a.conditions.empty(); });
-      });
-      fate = rest ? "it is ignored, so the rule denies more than it says" : "it is ignored, and the rule denies nothing";
+                    return std::ranges::any_of(clause.alternatives,
+                                               [](const Alternative& a) { return !a.conditions.empty(); });
+                  });
+      fate = rest ? "it is ignored, so the rule denies more than it says"
+                  : "it is ignored, and the rule denies nothing";
     }
-    report(problems_, Severity::warning, item, field + fate, "use fields that hold for TCP: principals, namespaces, ipBlocks, ports");
+    report(problems_, Severity::warning, item, field + fate,
+           "use fields that hold for TCP: principals, namespaces, ipBlocks, ports");
   }
 
   std::string ns_;
@@ -229,25 +252,35 @@ void read_target(const Node& item, AuthorizationPolicySpec& spec, Problems& prob
   auto group = target.text("group").value_or("");
   if (kind.empty()) target.missing("kind", "write \"kind: Service\"");
   if (name.empty()) target.missing("name", "write the Service's name");
-  if (target.text("namespace")) target.error("namespace", "a target is always in the policy's own namespace", "remove it");
+  if (target.text("namespace"))
+    target.error("namespace", "a target is always in the policy's own namespace", "remove it");
   if (kind == "Service" && (group.empty() || group == "core")) {
     spec.targets.push_back({name, item.line, item.column, item.path()});
   } else if (!kind.empty()) {
-    target.warn("kind", "targets of kind " + kind + " are not supported in this release; the policy has no effect on it",
-                "use a selector or a target of kind Service");
+    target.warn(
+        "kind",
+        "targets of kind " + kind + " are not supported in this release; the policy has no effect on it",
+        "use a selector or a target of kind Service");
   }
 }
 
 void read_action(Fields& fields, AuthorizationPolicySpec& spec, Problems& problems) {
   enum class Written : uint8_t { allow, deny, audit, custom };
   static constexpr std::array<std::pair<std::string_view, Written>, 4> kActions{
-      {{"ALLOW", Written::allow}, {"DENY", Written::deny}, {"AUDIT", Written::audit}, {"CUSTOM", Written::custom}}};
+      {{"ALLOW", Written::allow},
+       {"DENY", Written::deny},
+       {"AUDIT", Written::audit},
+       {"CUSTOM", Written::custom}}};
   auto action = fields.one_of<Written>("action", kActions).value_or(Written::allow);
   Fields provider(fields.map("provider"), problems);
   auto name = provider.text("name");
   spec.audit = action == Written::audit;
-  spec.policy.action = action == Written::deny ? Action::deny : action == Written::custom ? Action::custom : Action::allow;
-  if (spec.audit) fields.warn("action", "AUDIT decides nothing and is not recorded in this release", "use the annotation istio.io/dry-run");
+  spec.policy.action = action == Written::deny     ? Action::deny
+                       : action == Written::custom ? Action::custom
+                                                   : Action::allow;
+  if (spec.audit)
+    fields.warn("action", "AUDIT decides nothing and is not recorded in this release",
+                "use the annotation istio.io/dry-run");
   if (action != Written::custom) return;
   if (!name) fields.missing("provider.name", "name the extension provider");
   fields.warn("action", "CUSTOM cannot be evaluated in this release, so what its rules match is denied",
@@ -256,7 +289,8 @@ void read_action(Fields& fields, AuthorizationPolicySpec& spec, Problems& proble
 
 }  // namespace
 
-std::shared_ptr<const kube::Decoded> read_authorization_policy(const kube::Object& object, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_authorization_policy(const kube::Object& object, Fields& fields,
+                                                               Problems& problems) {
   auto spec = std::make_shared<AuthorizationPolicySpec>();
   Fields body(fields.map("spec"), problems);
   fields.ignore({"status"});
@@ -273,14 +307,17 @@ std::shared_ptr<const kube::Decoded> read_authorization_policy(const kube::Objec
   auto dry_run = object.annotation("istio.io/dry-run");
   spec->policy.dry_run = dry_run == "true";
   if (!dry_run.empty() && dry_run != "true" && dry_run != "false") {
-    fields.error("metadata", "annotation istio.io/dry-run has the unknown value \"" + std::string(dry_run) + "\"", "write \"true\" or \"false\"");
+    fields.error("metadata",
+                 "annotation istio.io/dry-run has the unknown value \"" + std::string(dry_run) + "\"",
+                 "write \"true\" or \"false\"");
   }
   spec->policy.origin = object.origin();
   spec->policy.rules = Compiler(object, spec->policy.action, problems).rules(body.maps("rules"));
   return spec;
 }
 
-void expand_trust_domains(model::Policy& policy, const std::string& trust_domain, const std::vector<std::string>& aliases) {
+void expand_trust_domains(model::Policy& policy, const std::string& trust_domain,
+                          const std::vector<std::string>& aliases) {
   std::vector<std::string> ours{trust_domain};
   ours.insert(ours.end(), aliases.begin(), aliases.end());
   auto expand = [&](Condition& condition) {
@@ -293,7 +330,8 @@ void expand_trust_domains(model::Policy& policy, const std::string& trust_domain
       if (written != "cluster.local" && std::ranges::find(ours, written) == ours.end()) continue;
       for (const auto& name : ours) {
         StringMatch alias{match.kind, name + match.text.substr(slash)};
-        if (std::ranges::find(condition.strings, alias) == condition.strings.end()) condition.strings.push_back(alias);
+        if (std::ranges::find(condition.strings, alias) == condition.strings.end())
+          condition.strings.push_back(alias);
       }
     }
   };

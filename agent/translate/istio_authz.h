@@ -1,6 +1,6 @@
-// Istio's AuthorizationPolicy, compiled to model rules at L4. HTTP fields meet their documented fate on TCP: an ALLOW
-// rule with one is dropped, a DENY rule loses just that field; both are said in the object's status. Immutable values;
-// any thread.
+// Istio's AuthorizationPolicy, compiled to model rules at L4. HTTP fields meet their documented fate on TCP:
+// an ALLOW rule with one is dropped, a DENY rule loses just that field; both are said in the object's status.
+// Immutable values; any thread.
 #pragma once
 
 #include <memory>
@@ -24,14 +24,18 @@ struct TargetRef {
 struct AuthorizationPolicySpec : kube::Decoded {
   std::optional<Labels> selector;
   std::vector<TargetRef> targets;
-  bool has_targets = false;  // also when no target is of a kind that is served; then the policy applies to nothing
-  bool audit = false;        // decides nothing
-  model::Policy policy;      // principals as written
+  bool has_targets =
+      false;           // also when no target is of a kind that is served; then the policy applies to nothing
+  bool audit = false;  // decides nothing
+  model::Policy policy;  // principals as written
 };
 
-std::shared_ptr<const kube::Decoded> read_authorization_policy(const kube::Object&, kube::Fields&, kube::Problems&);
+std::shared_ptr<const kube::Decoded> read_authorization_policy(const kube::Object&, kube::Fields&,
+                                                               kube::Problems&);
 
-// Principals in the mesh's own trust domain, or in `cluster.local`, which stands for it, match all of its names.
-void expand_trust_domains(model::Policy& policy, const std::string& trust_domain, const std::vector<std::string>& aliases);
+// Principals in the mesh's own trust domain, or in `cluster.local`, which stands for it, match all of its
+// names.
+void expand_trust_domains(model::Policy& policy, const std::string& trust_domain,
+                          const std::vector<std::string>& aliases);
 
 }  // namespace nodemesh::translate

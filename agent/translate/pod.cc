@@ -14,9 +14,11 @@ using kube::Severity;
 std::optional<Addr> read_address(const Node& node, Problems& problems) {
   auto address = Addr::parse(node.text);
   if (!address) {
-    report(problems, Severity::error, node, "\"" + node.text + "\" is not an IP address", "write an IPv4 or IPv6 address");
+    report(problems, Severity::error, node, "\"" + node.text + "\" is not an IP address",
+           "write an IPv4 or IPv6 address");
   } else if (address->is_loopback() || address->is_unspecified()) {
-    report(problems, Severity::error, node, node.text + " cannot be the address of a pod", "write the pod's own address");
+    report(problems, Severity::error, node, node.text + " cannot be the address of a pod",
+           "write the pod's own address");
     return std::nullopt;
   }
   return address;
@@ -27,7 +29,8 @@ void read_ips(Fields& status, PodSpec& pod, Problems& problems) {
     Fields fields(&item, problems);
     const Node* ip = fields.any("ip");
     auto address = ip ? read_address(*ip, problems) : std::nullopt;
-    if (address && std::ranges::find(pod.addresses, *address) == pod.addresses.end()) pod.addresses.push_back(*address);
+    if (address && std::ranges::find(pod.addresses, *address) == pod.addresses.end())
+      pod.addresses.push_back(*address);
   }
   const Node* single = status.any("podIP");
   if (!single || !pod.addresses.empty()) return;
@@ -77,9 +80,25 @@ void read_container(const Node& node, PodSpec& pod, Problems& problems) {
     read_handler_port(lifecycle->find("postStart"), pod, problems);
     read_handler_port(lifecycle->find("preStop"), pod, problems);
   }
-  container.ignore({"name", "image", "command", "args", "workingDir", "env", "envFrom", "resources", "resizePolicy",
-                    "restartPolicy", "volumeMounts", "volumeDevices", "terminationMessagePath",
-                    "terminationMessagePolicy", "imagePullPolicy", "securityContext", "stdin", "stdinOnce", "tty",
+  container.ignore({"name",
+                    "image",
+                    "command",
+                    "args",
+                    "workingDir",
+                    "env",
+                    "envFrom",
+                    "resources",
+                    "resizePolicy",
+                    "restartPolicy",
+                    "volumeMounts",
+                    "volumeDevices",
+                    "terminationMessagePath",
+                    "terminationMessagePolicy",
+                    "imagePullPolicy",
+                    "securityContext",
+                    "stdin",
+                    "stdinOnce",
+                    "tty",
                     "restartPolicyRules"});
 }
 
@@ -97,19 +116,49 @@ void read_pod_spec(Fields& spec, PodSpec& pod, Problems& problems) {
   for (const auto& item : spec.maps("containers")) read_container(item, pod, problems);
   std::ranges::sort(pod.probe_ports);
   pod.probe_ports.erase(std::unique(pod.probe_ports.begin(), pod.probe_ports.end()), pod.probe_ports.end());
-  spec.ignore({"volumes", "ephemeralContainers", "restartPolicy", "terminationGracePeriodSeconds",
-               "activeDeadlineSeconds", "dnsPolicy", "nodeSelector", "automountServiceAccountToken", "hostPID",
-               "hostIPC", "shareProcessNamespace", "securityContext", "imagePullSecrets", "hostname", "subdomain",
-               "affinity", "schedulerName", "tolerations", "hostAliases", "priorityClassName", "priority",
-               "dnsConfig", "readinessGates", "runtimeClassName", "enableServiceLinks", "preemptionPolicy",
-               "overhead", "topologySpreadConstraints", "setHostnameAsFQDN", "os", "hostUsers", "schedulingGates",
-               "resourceClaims", "resources", "hostnameOverride"});
+  spec.ignore({"volumes",
+               "ephemeralContainers",
+               "restartPolicy",
+               "terminationGracePeriodSeconds",
+               "activeDeadlineSeconds",
+               "dnsPolicy",
+               "nodeSelector",
+               "automountServiceAccountToken",
+               "hostPID",
+               "hostIPC",
+               "shareProcessNamespace",
+               "securityContext",
+               "imagePullSecrets",
+               "hostname",
+               "subdomain",
+               "affinity",
+               "schedulerName",
+               "tolerations",
+               "hostAliases",
+               "priorityClassName",
+               "priority",
+               "dnsConfig",
+               "readinessGates",
+               "runtimeClassName",
+               "enableServiceLinks",
+               "preemptionPolicy",
+               "overhead",
+               "topologySpreadConstraints",
+               "setHostnameAsFQDN",
+               "os",
+               "hostUsers",
+               "schedulingGates",
+               "resourceClaims",
+               "resources",
+               "hostnameOverride"});
 }
 
 void read_netns(const kube::Object& object, PodSpec& pod, Problems& problems) {
   pod.netns = object.annotation("nodemesh.dev/netns");
   bool control = std::ranges::any_of(pod.netns, [](unsigned char c) { return c < 0x20; });
-  if (pod.netns.empty() || (pod.netns.starts_with('/') && pod.netns.find("/../") == std::string::npos && !control)) return;
+  if (pod.netns.empty() ||
+      (pod.netns.starts_with('/') && pod.netns.find("/../") == std::string::npos && !control))
+    return;
   const Node* node = object.root.find("metadata")->find("annotations")->find("nodemesh.dev/netns");
   report(problems, Severity::error, *node, "must be an absolute path without \"..\"",
          "write the path of the pod's network namespace, for example /run/netns/web");
@@ -117,7 +166,8 @@ void read_netns(const kube::Object& object, PodSpec& pod, Problems& problems) {
 
 }  // namespace
 
-std::shared_ptr<const kube::Decoded> read_pod(const kube::Object& object, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_pod(const kube::Object& object, Fields& fields,
+                                              Problems& problems) {
   auto pod = std::make_shared<PodSpec>();
   Fields spec(fields.map("spec"), problems);
   if (!spec) fields.missing("spec", "write the Pod's spec, with nodeName and containers");
@@ -138,7 +188,8 @@ std::shared_ptr<const kube::Decoded> read_node(const kube::Object&, Fields& fiel
   Fields spec(fields.map("spec"), problems);
   auto add = [&](const Node& item) {
     if (auto cidr = Cidr::parse(item.text)) {
-      if (std::ranges::find(node->pod_cidrs, *cidr) == node->pod_cidrs.end()) node->pod_cidrs.push_back(*cidr);
+      if (std::ranges::find(node->pod_cidrs, *cidr) == node->pod_cidrs.end())
+        node->pod_cidrs.push_back(*cidr);
     } else {
       report(problems, Severity::error, item, "\"" + item.text + "\" is not a CIDR range",
              "write an address and a prefix length, for example 10.244.1.0/24");

@@ -9,7 +9,8 @@ namespace {
 using kube::Severity;
 using model::Shared;
 
-Shared<model::Policy> compile(const AuthorizationPolicySpec& spec, const kube::Object& object, const model::MeshSettings& mesh,
+Shared<model::Policy> compile(const AuthorizationPolicySpec& spec, const kube::Object& object,
+                              const model::MeshSettings& mesh,
                               const std::map<std::string, Shared<model::Policy>>& previous) {
   model::Policy policy = spec.policy;
   expand_trust_domains(policy, mesh.trust_domain, mesh.trust_domain_aliases);
@@ -42,13 +43,14 @@ void sort_oldest_first(Map& by_namespace) {
 
 bool older(const kube::Object& a, const kube::Object& b) {
   auto key = [](const kube::Object& o) {
-    return std::tuple(o.creation_timestamp.empty(), std::string_view(o.creation_timestamp), std::string_view(o.key.ns),
-                      std::string_view(o.key.name), std::string_view(o.key.kind));
+    return std::tuple(o.creation_timestamp.empty(), std::string_view(o.creation_timestamp),
+                      std::string_view(o.key.ns), std::string_view(o.key.name), std::string_view(o.key.kind));
   };
   return key(a) < key(b);
 }
 
-Policies::Policies(const kube::Store& store, const model::MeshSettings& mesh, const model::Snapshot* previous, Reports& reports)
+Policies::Policies(const kube::Store& store, const model::MeshSettings& mesh, const model::Snapshot* previous,
+                   Reports& reports)
     : mesh_(mesh) {
   add_peers(store, reports);
   add_authorizations(store, previous, reports);
@@ -71,8 +73,10 @@ void Policies::add_peers(const kube::Store& store, Reports& reports) {
     for (const auto& peer : peers) {
       if (peer.spec->selector && !peer.spec->selector->empty()) continue;
       if (first) {
-        reports.add(*peer.object, Severity::warning, "", "has no effect: " + first->origin().to_string() +
-                    " is older and is for the whole namespace too", "remove one of the two");
+        reports.add(
+            *peer.object, Severity::warning, "",
+            "has no effect: " + first->origin().to_string() + " is older and is for the whole namespace too",
+            "remove one of the two");
       } else {
         first = peer.object;
       }
@@ -80,7 +84,8 @@ void Policies::add_peers(const kube::Store& store, Reports& reports) {
   }
 }
 
-void Policies::add_authorizations(const kube::Store& store, const model::Snapshot* previous, Reports& reports) {
+void Policies::add_authorizations(const kube::Store& store, const model::Snapshot* previous,
+                                  Reports& reports) {
   auto compiled = compiled_in(previous);
   for (const auto& entry : store.objects("AuthorizationPolicy")) {
     auto* spec = static_cast<const AuthorizationPolicySpec*>(entry.decoded.get());
@@ -89,7 +94,8 @@ void Policies::add_authorizations(const kube::Store& store, const model::Snapsho
     for (const auto& target : spec->targets) {
       if (store.find("Service", object.key.ns, target.name)) continue;
       reports.add(object, {Severity::warning, "", target.line, target.column, target.field,
-                           "there is no Service \"" + target.name + "\" in namespace " + object.key.ns + ", so it has no effect",
+                           "there is no Service \"" + target.name + "\" in namespace " + object.key.ns +
+                               ", so it has no effect",
                            "correct the name, or add the Service"});
     }
     authorizations_[object.key.ns].push_back({&object, spec, compile(*spec, object, mesh_, compiled)});
@@ -114,7 +120,9 @@ void Policies::add_mtls(model::WorkloadPolicy& out, const std::string& ns, const
   }
   if (!workload) return;
   for (const auto& [port, mode] : workload->spec->ports) {
-    if (mode) out.port_mtls.push_back({port, {*mode, workload->object->origin("spec.portLevelMtls." + std::to_string(port))}});
+    if (mode)
+      out.port_mtls.push_back(
+          {port, {*mode, workload->object->origin("spec.portLevelMtls." + std::to_string(port))}});
   }
 }
 
@@ -128,7 +136,8 @@ void Policies::add_policies(model::WorkloadPolicy& out, const std::string& scope
       if (!services) continue;  // a target is in the policy's own namespace
       for (const auto& target : spec->targets) {
         auto ports = services->find(target.name);
-        if (ports != services->end()) applied.ports.insert(applied.ports.end(), ports->second.begin(), ports->second.end());
+        if (ports != services->end())
+          applied.ports.insert(applied.ports.end(), ports->second.begin(), ports->second.end());
       }
       if (applied.ports.empty()) continue;
       std::ranges::sort(applied.ports);
@@ -140,7 +149,8 @@ void Policies::add_policies(model::WorkloadPolicy& out, const std::string& scope
   }
 }
 
-Shared<model::WorkloadPolicy> Policies::of(const std::string& ns, const Labels& labels, const PortsByService& services) {
+Shared<model::WorkloadPolicy> Policies::of(const std::string& ns, const Labels& labels,
+                                           const PortsByService& services) {
   auto [made, fresh] = made_.try_emplace({ns, labels, services});
   if (!fresh) return made->second;
   model::WorkloadPolicy all, policy;

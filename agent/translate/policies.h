@@ -1,5 +1,5 @@
-// Which access policies apply to which workload: scopes, selectors, targets and order of PeerAuthentications and
-// AuthorizationPolicies. Built for one translation, on the control thread; borrows the store.
+// Which access policies apply to which workload: scopes, selectors, targets and order of PeerAuthentications
+// and AuthorizationPolicies. Built for one translation, on the control thread; borrows the store.
 #pragma once
 
 #include <map>
@@ -18,11 +18,14 @@ namespace nodemesh::translate {
 class Policies {
  public:
   // `previous` may be null; its compiled policies are reused where they are equal.
-  Policies(const kube::Store& store, const model::MeshSettings& mesh, const model::Snapshot* previous, Reports& reports);
+  Policies(const kube::Store& store, const model::MeshSettings& mesh, const model::Snapshot* previous,
+           Reports& reports);
 
-  // What a workload demands as a server. `services`: the pod's ports by the Services whose EndpointSlices name it.
+  // What a workload demands as a server. `services`: the pod's ports by the Services whose EndpointSlices
+  // name it.
   using PortsByService = std::map<std::string, std::vector<uint16_t>>;
-  model::Shared<model::WorkloadPolicy> of(const std::string& ns, const Labels& labels, const PortsByService& services);
+  model::Shared<model::WorkloadPolicy> of(const std::string& ns, const Labels& labels,
+                                          const PortsByService& services);
 
  private:
   struct Peer {
@@ -38,7 +41,8 @@ class Policies {
   void add_peers(const kube::Store& store, Reports& reports);
   void add_authorizations(const kube::Store& store, const model::Snapshot* previous, Reports& reports);
   void add_mtls(model::WorkloadPolicy& out, const std::string& ns, const Labels& labels) const;
-  void add_policies(model::WorkloadPolicy& out, const std::string& scope, const Labels& labels, const PortsByService* services) const;
+  void add_policies(model::WorkloadPolicy& out, const std::string& scope, const Labels& labels,
+                    const PortsByService* services) const;
 
   const model::MeshSettings& mesh_;
   std::map<std::string, std::vector<Peer>> peers_;                    // by namespace, oldest first

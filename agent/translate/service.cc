@@ -58,11 +58,14 @@ void read_ports(Fields& spec, ServiceSpec& service, Problems& problems) {
     // Endpoints say the port that the target port resolves to, for each pod.
     port.ignore({"targetPort", "nodePort"});
     if (!number && !item.find("port")) port.missing("port", "write a number from 1 to 65535");
-    if (name.empty() && items.size() > 1) port.missing("name", "name every port of a Service that has several");
+    if (name.empty() && items.size() > 1)
+      port.missing("name", "name every port of a Service that has several");
     if (transport != "TCP" && transport != "UDP" && transport != "SCTP") {
       port.error("protocol", "unknown value \"" + transport + "\"", "use one of TCP, UDP, SCTP");
     }
-    auto same = [&](const ServiceSpec::Port& other) { return other.port == number || (!name.empty() && other.name == name); };
+    auto same = [&](const ServiceSpec::Port& other) {
+      return other.port == number || (!name.empty() && other.name == name);
+    };
     if (transport != "TCP" || !number) continue;
     if (std::ranges::any_of(service.ports, same)) {
       port.error("port", "another port of this Service has the same number or name", "make both different");
@@ -72,8 +75,10 @@ void read_ports(Fields& spec, ServiceSpec& service, Problems& problems) {
 }
 
 void read_behaviour(Fields& spec, ServiceSpec& service, Problems& problems) {
-  static constexpr std::array<std::pair<std::string_view, bool>, 2> kTraffic{{{"Cluster", false}, {"Local", true}}};
-  static constexpr std::array<std::pair<std::string_view, bool>, 2> kAffinity{{{"None", false}, {"ClientIP", true}}};
+  static constexpr std::array<std::pair<std::string_view, bool>, 2> kTraffic{
+      {{"Cluster", false}, {"Local", true}}};
+  static constexpr std::array<std::pair<std::string_view, bool>, 2> kAffinity{
+      {{"None", false}, {"ClientIP", true}}};
   service.local_only = spec.one_of<bool>("internalTrafficPolicy", kTraffic).value_or(false);
   service.publish_not_ready = spec.boolean("publishNotReadyAddresses").value_or(false);
   bool affinity = spec.one_of<bool>("sessionAffinity", kAffinity).value_or(false);
@@ -82,7 +87,8 @@ void read_behaviour(Fields& spec, ServiceSpec& service, Problems& problems) {
   auto timeout = client_ip.integer("timeoutSeconds", 1, 86400).value_or(10800);
   if (affinity) service.client_ip_affinity = std::chrono::seconds(timeout);
   spec.ignore({"selector", "ipFamilies", "ipFamilyPolicy", "externalTrafficPolicy", "healthCheckNodePort",
-               "loadBalancerIP", "loadBalancerClass", "loadBalancerSourceRanges", "allocateLoadBalancerNodePorts"});
+               "loadBalancerIP", "loadBalancerClass", "loadBalancerSourceRanges",
+               "allocateLoadBalancerNodePorts"});
   spec.unsupported({"trafficDistribution"});
 }
 
@@ -104,7 +110,8 @@ void read_endpoint(const Node& node, EndpointSliceSpec& slice, Problems& problem
   auto addresses = fields.list("addresses");
   if (addresses.empty()) return fields.missing("addresses", "write the endpoint's address");
   if (addresses.size() > 1) {
-    fields.warn("addresses", "only the first address of an endpoint is used", "write one endpoint for each address");
+    fields.warn("addresses", "only the first address of an endpoint is used",
+                "write one endpoint for each address");
   }
   auto address = Addr::parse(addresses[0].text);
   if (!address) {
@@ -114,7 +121,8 @@ void read_endpoint(const Node& node, EndpointSliceSpec& slice, Problems& problem
   }
   // Kubernetes refuses these too: an endpoint must not lead back into the client.
   if (address->is_loopback() || address->is_unspecified()) {
-    report(problems, Severity::error, addresses[0], addresses[0].text + " cannot be an endpoint", "write a pod's address");
+    report(problems, Severity::error, addresses[0], addresses[0].text + " cannot be an endpoint",
+           "write a pod's address");
   }
   endpoint.address = *address;
   slice.endpoints.push_back(std::move(endpoint));
@@ -123,12 +131,20 @@ void read_endpoint(const Node& node, EndpointSliceSpec& slice, Problems& problem
 }  // namespace
 
 Protocol declared_protocol(std::string_view app_protocol, std::string_view port_name) {
-  static constexpr std::pair<std::string_view, Protocol> kNames[] = {
-      {"tcp", Protocol::tcp},     {"tls", Protocol::tls},           {"https", Protocol::https},
-      {"http", Protocol::http},   {"http2", Protocol::http2},       {"grpc", Protocol::grpc},
-      {"mongo", Protocol::mongo}, {"grpc-web", Protocol::grpc_web}, {"mysql", Protocol::mysql},
-      {"redis", Protocol::redis}, {"udp", Protocol::udp},           {"kubernetes.io/h2c", Protocol::http2},
-      {"kubernetes.io/ws", Protocol::http}, {"kubernetes.io/wss", Protocol::https}};
+  static constexpr std::pair<std::string_view, Protocol> kNames[] = {{"tcp", Protocol::tcp},
+                                                                     {"tls", Protocol::tls},
+                                                                     {"https", Protocol::https},
+                                                                     {"http", Protocol::http},
+                                                                     {"http2", Protocol::http2},
+                                                                     {"grpc", Protocol::grpc},
+                                                                     {"mongo", Protocol::mongo},
+                                                                     {"grpc-web", Protocol::grpc_web},
+                                                                     {"mysql", Protocol::mysql},
+                                                                     {"redis", Protocol::redis},
+                                                                     {"udp", Protocol::udp},
+                                                                     {"kubernetes.io/h2c", Protocol::http2},
+                                                                     {"kubernetes.io/ws", Protocol::http},
+                                                                     {"kubernetes.io/wss", Protocol::https}};
   auto lookup = [](std::string_view name) {
     auto found = std::ranges::find(kNames, name, &std::pair<std::string_view, Protocol>::first);
     return found == std::end(kNames) ? Protocol::unspecified : found->second;
@@ -159,7 +175,8 @@ std::shared_ptr<const kube::Decoded> read_service(const kube::Object&, Fields& f
   return service;
 }
 
-std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object& object, Fields& fields, Problems& problems) {
+std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object& object, Fields& fields,
+                                                         Problems& problems) {
   enum class Family : uint8_t { v4, v6, name };
   static constexpr std::array<std::pair<std::string_view, Family>, 3> kFamilies{
       {{"IPv4", Family::v4}, {"IPv6", Family::v6}, {"FQDN", Family::name}}};
@@ -172,14 +189,16 @@ std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object& obj
   auto family = fields.one_of<Family>("addressType", kFamilies);
   if (!fields.node()->find("addressType")) fields.missing("addressType", "write IPv4 or IPv6");
   if (family == Family::name) {
-    fields.warn("addressType", "slices of names are not supported, the slice has no effect", "use IPv4 or IPv6");
+    fields.warn("addressType", "slices of names are not supported, the slice has no effect",
+                "use IPv4 or IPv6");
     fields.ignore({"endpoints", "ports"});
     return slice;
   }
   for (const auto& item : fields.maps("endpoints")) read_endpoint(item, *slice, problems);
   for (const auto& endpoint : slice->endpoints) {
     if (family && endpoint.address.is_v4() != (family == Family::v4)) {
-      fields.error("addressType", "the slice holds the address " + endpoint.address.to_string() + " of the other family",
+      fields.error("addressType",
+                   "the slice holds the address " + endpoint.address.to_string() + " of the other family",
                    "put the addresses of each family into a slice of their own");
     }
   }

@@ -9,8 +9,12 @@ using kube::Severity;
 using model::Endpoint;
 using model::ServicePort;
 
-const EndpointSliceSpec& slice_of(const kube::Entry& entry) { return static_cast<const EndpointSliceSpec&>(*entry.decoded); }
-const DestinationRuleSpec& rule_of(const kube::Entry& entry) { return static_cast<const DestinationRuleSpec&>(*entry.decoded); }
+const EndpointSliceSpec& slice_of(const kube::Entry& entry) {
+  return static_cast<const EndpointSliceSpec&>(*entry.decoded);
+}
+const DestinationRuleSpec& rule_of(const kube::Entry& entry) {
+  return static_cast<const DestinationRuleSpec&>(*entry.decoded);
+}
 
 // 0 = may get new connections first, 1 = only while nobody is in 0, 2 = never.
 int usability(const Endpoint& endpoint, const ServiceSpec& service, const std::string& node) {
@@ -19,8 +23,8 @@ int usability(const Endpoint& endpoint, const ServiceSpec& service, const std::s
   return endpoint.serving && endpoint.terminating ? 1 : 2;
 }
 
-// Orders the endpoints as model::ServicePort wants them. Each family is judged for itself, since it has slices of its
-// own.
+// Orders the endpoints as model::ServicePort wants them. Each family is judged for itself, since it has
+// slices of its own.
 void sort_usable(ServicePort& port, const ServiceSpec& service, const std::string& node) {
   std::vector<Endpoint> sorted, rest;
   for (bool v4 : {true, false}) {
@@ -36,7 +40,8 @@ void sort_usable(ServicePort& port, const ServiceSpec& service, const std::strin
     }
   }
   port.endpoints = std::move(sorted);
-  port.endpoints.insert(port.endpoints.end(), std::make_move_iterator(rest.begin()), std::make_move_iterator(rest.end()));
+  port.endpoints.insert(port.endpoints.end(), std::make_move_iterator(rest.begin()),
+                        std::make_move_iterator(rest.end()));
 }
 
 void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kube::Entry* const> slices,
@@ -46,11 +51,13 @@ void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kub
     auto target = std::ranges::find(slice.ports, port.name, &EndpointSliceSpec::Port::name);
     if (target == slice.ports.end()) continue;
     for (const auto& from : slice.endpoints) {
-      Endpoint endpoint{from.address, target->port, find_workload(ns, from.pod, from.address), from.ready, from.serving,
-                        from.terminating, from.node, from.zone};
+      Endpoint endpoint{from.address, target->port, find_workload(ns, from.pod, from.address),
+                        from.ready,   from.serving, from.terminating,
+                        from.node,    from.zone};
       if (endpoint.workload && endpoint.node.empty()) endpoint.node = endpoint.workload->node;
       // While a pod moves between slices it may be in two of them.
-      bool twice = std::ranges::any_of(port.endpoints, [&](const Endpoint& e) { return e.target() == endpoint.target(); });
+      bool twice = std::ranges::any_of(port.endpoints,
+                                       [&](const Endpoint& e) { return e.target() == endpoint.target(); });
       if (!twice) port.endpoints.push_back(std::move(endpoint));
     }
   }
@@ -64,8 +71,10 @@ Slices::Slices(const kube::Store& store, Reports& reports) {
     const auto& ns = entry.object->key.ns;
     if (slice.service.empty()) continue;
     if (!store.find("Service", ns, slice.service)) {
-      reports.add(*entry.object, Severity::warning, "metadata.labels", "there is no Service \"" + slice.service + "\" in namespace " +
-                  ns + ", so the slice has no effect", "correct the label kubernetes.io/service-name, or add the Service");
+      reports.add(
+          *entry.object, Severity::warning, "metadata.labels",
+          "there is no Service \"" + slice.service + "\" in namespace " + ns + ", so the slice has no effect",
+          "correct the label kubernetes.io/service-name, or add the Service");
       continue;
     }
     by_service_[ns + "/" + slice.service].push_back(&entry);
@@ -90,8 +99,8 @@ const Policies::PortsByService& Slices::ports_of(const std::string& pod) const {
   return found == by_pod_.end() ? kNone : found->second;
 }
 
-BalancerRules::BalancerRules(const kube::Store& store, const std::string& root_namespace, const std::string& cluster_domain,
-                             Reports& reports)
+BalancerRules::BalancerRules(const kube::Store& store, const std::string& root_namespace,
+                             const std::string& cluster_domain, Reports& reports)
     : root_namespace_(root_namespace) {
   for (const auto& entry : store.objects("DestinationRule")) {
     const auto& rule = rule_of(entry);
@@ -101,13 +110,16 @@ BalancerRules::BalancerRules(const kube::Store& store, const std::string& root_n
     bool own = rule.host.ends_with(suffix);
     if (ns != root_namespace && !own) {
       reports.add(*entry.object, Severity::warning, "spec.host",
-                  "the host is not in the rule's namespace; rules for clients of one namespace are not supported in this release, "
-                  "so it has no effect", "move the rule to the Service's namespace or to " + root_namespace);
+                  "the host is not in the rule's namespace; rules for clients of one namespace are not "
+                  "supported in this release, "
+                  "so it has no effect",
+                  "move the rule to the Service's namespace or to " + root_namespace);
       continue;
     }
     auto name = rule.host.substr(0, rule.host.size() - (own ? suffix.size() : 0));
     if (own && !name.starts_with('*') && !store.find("Service", ns, name)) {
-      reports.add(*entry.object, Severity::warning, "spec.host", "there is no Service \"" + name + "\" in namespace " + ns,
+      reports.add(*entry.object, Severity::warning, "spec.host",
+                  "there is no Service \"" + name + "\" in namespace " + ns,
                   "correct the host, or add the Service");
     }
     by_namespace_[ns].push_back(&entry);
@@ -133,7 +145,8 @@ const kube::Entry* BalancerRules::find(const std::string& ns, const std::string&
 }
 
 model::Service make_service(const kube::Entry& entry, const Slices& slices, const BalancerRules& rules,
-                            const TranslateOptions& options, const FindWorkload& find_workload, Claims& claims) {
+                            const TranslateOptions& options, const FindWorkload& find_workload,
+                            Claims& claims) {
   const auto& object = *entry.object;
   const auto& spec = static_cast<const ServiceSpec&>(*entry.decoded);
   model::Service service{.origin = object.origin(), .ns = object.key.ns, .name = object.key.name};

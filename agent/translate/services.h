@@ -29,10 +29,12 @@ class Slices {
   std::map<std::string, Policies::PortsByService> by_pod_;
 };
 
-// DestinationRules by scope: the Service's namespace, then the root namespace; the most specific host, then the oldest.
+// DestinationRules by scope: the Service's namespace, then the root namespace; the most specific host, then
+// the oldest.
 class BalancerRules {
  public:
-  BalancerRules(const kube::Store& store, const std::string& root_namespace, const std::string& cluster_domain, Reports& reports);
+  BalancerRules(const kube::Store& store, const std::string& root_namespace,
+                const std::string& cluster_domain, Reports& reports);
   const kube::Entry* find(const std::string& ns, const std::string& host) const;
 
  private:
@@ -41,9 +43,11 @@ class BalancerRules {
 };
 
 // Null when there is none; by pod name, else by address.
-using FindWorkload = std::function<model::Shared<model::Workload>(const std::string& ns, const std::string& pod, const Addr& address)>;
+using FindWorkload = std::function<model::Shared<model::Workload>(
+    const std::string& ns, const std::string& pod, const Addr& address)>;
 
 model::Service make_service(const kube::Entry& service, const Slices& slices, const BalancerRules& rules,
-                            const TranslateOptions& options, const FindWorkload& find_workload, Claims& claims);
+                            const TranslateOptions& options, const FindWorkload& find_workload,
+                            Claims& claims);
 
 }  // namespace nodemesh::translate

@@ -20,21 +20,24 @@ const kube::Node& nearest_node(const kube::Node& root, const std::string& field)
   return *node;
 }
 
-std::string identity(const NewProblem& problem) { return problem.object + "\n" + problem.problem.to_string(); }
+std::string identity(const NewProblem& problem) {
+  return problem.object + "\n" + problem.problem.to_string();
+}
 
 std::vector<NewProblem> flatten(const std::vector<kube::Status>& statuses) {
   std::vector<NewProblem> all;
   for (const auto& status : statuses) {
     std::string name = status.ns.empty() ? status.name : status.ns + "/" + status.name;
-    for (const auto& problem : status.problems) all.push_back({status.kind.empty() ? "" : status.kind + " " + name, problem});
+    for (const auto& problem : status.problems)
+      all.push_back({status.kind.empty() ? "" : status.kind + " " + name, problem});
   }
   return all;
 }
 
 }  // namespace
 
-void Reports::add(const kube::Object& object, kube::Severity severity, const std::string& field, std::string message,
-                  std::string fix) {
+void Reports::add(const kube::Object& object, kube::Severity severity, const std::string& field,
+                  std::string message, std::string fix) {
   const auto& node = nearest_node(object.root, field);
   add(object, {severity, "", node.line, node.column, field, std::move(message), std::move(fix)});
 }
@@ -56,7 +59,8 @@ std::vector<kube::Status> Reports::merge(std::vector<kube::Status> statuses) con
   return statuses;
 }
 
-std::vector<NewProblem> new_problems(const std::vector<kube::Status>& before, const std::vector<kube::Status>& after) {
+std::vector<NewProblem> new_problems(const std::vector<kube::Status>& before,
+                                     const std::vector<kube::Status>& after) {
   std::set<std::string> known;
   for (const auto& problem : flatten(before)) known.insert(identity(problem));
   std::vector<NewProblem> fresh;
@@ -71,7 +75,11 @@ void log_new_problems(const std::vector<kube::Status>& before, const std::vector
     auto level = problem.severity == kube::Severity::error ? log::Level::error : log::Level::warn;
     if (!log::enabled(log::Component::config, level)) continue;
     log::write(log::Component::config, level, problem.message,
-               {{"object", object}, {"file", problem.file}, {"line", problem.line}, {"field", problem.field}, {"fix", problem.fix}});
+               {{"object", object},
+                {"file", problem.file},
+                {"line", problem.line},
+                {"field", problem.field},
+                {"fix", problem.fix}});
   }
 }
 

@@ -49,12 +49,15 @@ std::vector<const kube::Entry*> by_age(const kube::Store& store, std::string_vie
 
 template <class T>
 void sort_by_name(std::vector<Shared<T>>& items) {
-  std::ranges::sort(items, [](const auto& a, const auto& b) { return std::tie(a->ns, a->name) < std::tie(b->ns, b->name); });
+  std::ranges::sort(items, [](const auto& a, const auto& b) {
+    return std::tie(a->ns, a->name) < std::tie(b->ns, b->name);
+  });
 }
 
 class Translator {
  public:
-  Translator(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous, const TranslateOptions& options)
+  Translator(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
+             const TranslateOptions& options)
       : store_(store), previous_(previous), options_(options), claims_(reports_), slices_(store, reports_) {
     content_.node = options.node;
     content_.mesh = mesh_settings(store, options);
@@ -93,7 +96,8 @@ class Translator {
     auto find_workload = [this](const std::string& ns, const std::string& pod, const Addr& address) {
       auto named = pod.empty() ? by_name_.end() : by_name_.find(ns + "/" + pod);
       // The address decides who is reached; a name that does not fit it is stale.
-      if (named != by_name_.end() && std::ranges::find(named->second->addresses, address) != named->second->addresses.end()) {
+      if (named != by_name_.end() &&
+          std::ranges::find(named->second->addresses, address) != named->second->addresses.end()) {
         return named->second;
       }
       auto found = by_address_.find(address);

@@ -1,6 +1,6 @@
-// From the objects in a Store to the immutable Snapshot that the data path uses, and a status for every object: a pure
-// function, run on the control thread after each change. Parts that did not change are taken over from the previous
-// snapshot, so that workers and sessions see the same pointers.
+// From the objects in a Store to the immutable Snapshot that the data path uses, and a status for every
+// object: a pure function, run on the control thread after each change. Parts that did not change are taken
+// over from the previous snapshot, so that workers and sessions see the same pointers.
 #pragma once
 
 #include <memory>
@@ -16,11 +16,12 @@
 namespace nodemesh::translate {
 
 struct TranslateOptions {
-  std::string node;                           // the agent's own
+  std::string node;                            // the agent's own
   std::string trust_domain = "cluster.local";  // unless MeshConfig says otherwise
-  std::string mesh_config_namespace = "istio-system";  // of ConfigMap `istio`; also the root namespace by default
+  std::string mesh_config_namespace =
+      "istio-system";  // of ConfigMap `istio`; also the root namespace by default
   std::string cluster_domain = "cluster.local";
-  std::vector<Cidr> cluster_cidrs;            // in addition to those of the Nodes
+  std::vector<Cidr> cluster_cidrs;  // in addition to those of the Nodes
 };
 
 struct Translation {

@@ -13,8 +13,10 @@ constexpr const char* kDataplaneMode = "istio.io/dataplane-mode";
 void warn_of_unknown_mode(const Object& object, Reports& reports) {
   auto mode = object.label(kDataplaneMode);
   if (mode.empty() || mode == "ambient" || mode == "none") return;
-  reports.add(object, Severity::warning, "metadata.labels", "label " + std::string(kDataplaneMode) + " has the unknown value \"" +
-              std::string(mode) + "\" and has no effect", "write ambient or none");
+  reports.add(object, Severity::warning, "metadata.labels",
+              "label " + std::string(kDataplaneMode) + " has the unknown value \"" + std::string(mode) +
+                  "\" and has no effect",
+              "write ambient or none");
 }
 
 bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Reports& reports) {
@@ -24,7 +26,8 @@ bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Repor
   if (!wanted) return false;
   if (spec.host_network) return false;
   if (pod.annotations.contains("sidecar.istio.io/status")) {
-    reports.add(pod, Severity::warning, "metadata.annotations", "the Pod has an Istio sidecar, so it is not enrolled",
+    reports.add(pod, Severity::warning, "metadata.annotations",
+                "the Pod has an Istio sidecar, so it is not enrolled",
                 "remove the sidecar, or label the Pod istio.io/dataplane-mode=none");
     return false;
   }
@@ -32,11 +35,12 @@ bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Repor
 }
 
 bool all_digits(std::string_view text, size_t min, size_t max) {
-  return text.size() >= min && text.size() <= max && std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c); });
+  return text.size() >= min && text.size() <= max &&
+         std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c); });
 }
 
-// A ReplicaSet with the template hash in its name is a Deployment's; a Job whose name ends in a minute number is a
-// CronJob's.
+// A ReplicaSet with the template hash in its name is a Deployment's; a Job whose name ends in a minute number
+// is a CronJob's.
 void name_owner(const Object& pod, model::Workload& workload) {
   workload.workload_name = pod.key.name;
   workload.workload_type = "pod";
@@ -47,12 +51,14 @@ void name_owner(const Object& pod, model::Workload& workload) {
   if (!owner || owner->name.empty()) return;
   workload.workload_name = owner->name;
   workload.workload_type = owner->kind;
-  std::ranges::transform(workload.workload_type, workload.workload_type.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::ranges::transform(workload.workload_type, workload.workload_type.begin(),
+                         [](unsigned char c) { return std::tolower(c); });
   auto suffix = owner->name.substr(std::min(owner->name.rfind('-'), owner->name.size()));
   auto hash = pod.label("pod-template-hash");
   if (owner->kind == "ReplicaSet" && !hash.empty() && suffix == "-" + std::string(hash)) {
     workload.workload_type = "deployment";
-  } else if (owner->kind == "Job" && suffix.size() > 1 && all_digits(std::string_view(suffix).substr(1), 8, 10)) {
+  } else if (owner->kind == "Job" && suffix.size() > 1 &&
+             all_digits(std::string_view(suffix).substr(1), 8, 10)) {
     workload.workload_type = "cronjob";
   } else {
     return;
@@ -71,8 +77,10 @@ void name_for_telemetry(const Object& pod, model::Workload& workload) {
   workload.workload_name = first_of({"service.istio.io/workload-name"}, workload.workload_name);
   workload.app = first_of({"app", "app.kubernetes.io/name"}, "unknown");
   workload.version = first_of({"version", "app.kubernetes.io/version"}, "unknown");
-  workload.canonical_name = first_of({"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}, workload.workload_name);
-  workload.canonical_revision = first_of({"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}, "latest");
+  workload.canonical_name =
+      first_of({"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}, workload.workload_name);
+  workload.canonical_revision =
+      first_of({"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}, "latest");
 }
 
 void place(const kube::Store& store, model::Workload& workload) {
@@ -86,17 +94,20 @@ void place(const kube::Store& store, model::Workload& workload) {
 void take_claims(const Object& pod, const PodSpec& spec, model::Workload& workload, Claims& claims) {
   workload.uid = pod.key.ns + "/" + pod.key.name;
   if (!pod.uid.empty() && claims.take("uid " + pod.uid, pod, "metadata.uid")) workload.uid = pod.uid;
-  if (!spec.netns.empty() && claims.take("network namespace " + spec.netns, pod, "metadata.annotations")) workload.netns = spec.netns;
+  if (!spec.netns.empty() && claims.take("network namespace " + spec.netns, pod, "metadata.annotations"))
+    workload.netns = spec.netns;
   for (const auto& address : spec.addresses) {
     // Pods in the host's network share the node's addresses.
-    if (spec.host_network || claims.take("address " + address.to_string(), pod, "status.podIPs")) workload.addresses.push_back(address);
+    if (spec.host_network || claims.take("address " + address.to_string(), pod, "status.podIPs"))
+      workload.addresses.push_back(address);
   }
 }
 
 }  // namespace
 
-std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& entry, const std::string& trust_domain,
-                                             Claims& claims, Reports& reports) {
+std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& entry,
+                                             const std::string& trust_domain, Claims& claims,
+                                             Reports& reports) {
   const auto& pod = *entry.object;
   const auto& spec = static_cast<const PodSpec&>(*entry.decoded);
   const auto* ns = store.find("Namespace", "", pod.key.ns);

@@ -10,7 +10,8 @@
 namespace nodemesh::translate {
 
 // Everything but the policy. Nothing when the Pod is finished or refused; what is wrong is in `reports`.
-std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& pod, const std::string& trust_domain,
-                                             Claims& claims, Reports& reports);
+std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& pod,
+                                             const std::string& trust_domain, Claims& claims,
+                                             Reports& reports);
 
 }  // namespace nodemesh::translate

@@ -77,10 +77,13 @@ Result<std::unique_ptr<ChannelListener>> ChannelListener::create(io::Reactor& re
   if (::connect(probe.get(), native, sizeof address) == 0 || errno == EAGAIN) {
     return fail("socket " + path + " is served by another warden: stop it or choose another --run-dir");
   }
-  if (errno != ENOENT && errno != ECONNREFUSED) {
+  bool absent = errno == ENOENT;
+  struct stat file{};
+  // A plain file refuses connections just as a socket without a server does.
+  if (!absent && (errno != ECONNREFUSED || ::stat(path.c_str(), &file) < 0 || !S_ISSOCK(file.st_mode))) {
     return fail("socket path " + path + " is taken by something else: remove it or choose another --run-dir");
   }
-  if (errno == ECONNREFUSED && ::unlink(path.c_str()) < 0) return fail_errno("removing the stale socket " + path);
+  if (!absent && ::unlink(path.c_str()) < 0) return fail_errno("removing the stale socket " + path);
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return fail_errno("socket(AF_UNIX)");
   // The file must never exist with wider rights, not even between bind and chmod.

@@ -31,6 +31,7 @@ class Opener final : private io::EventHandler {
   void open_listeners(const SocketOrder& order, Done done);
   void open_sockets(const SocketOrder& order, SocketKind kind, Done done);
   size_t pending() const { return pending_.size(); }
+  pid_t child() const { return child_; }
 
  private:
   Opener(io::Reactor& reactor, std::string cgroup);

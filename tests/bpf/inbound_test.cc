@@ -1,6 +1,7 @@
 #include <bpf/bpf.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <vector>
@@ -171,15 +172,37 @@ TEST_CASE("nothing stays published once a connection was accepted") {
   Fd application = world.app->listen(at("0.0.0.0:8080"), AF_INET);
   REQUIRE(world.capture().set_probe(at("10.66.0.2:8080")));
 
+  // Held open: a closing end would have the state callback withdraw the entry.
   Connected client = world.app->connect(at("192.0.2.7:80"));
-  CHECK(accept_one(world.outbound.get()));
+  Fd at_proxy = accept_one(world.outbound.get());
+  CHECK(at_proxy);
   CHECK(empty());
   Connected upstream = world.proxy->connect(at("10.66.0.2:8080"));
-  CHECK(accept_one(application.get()));
+  Fd at_application = accept_one(application.get());
+  CHECK(at_application);
   CHECK(empty());
   Connected probe = world.kubelet_process->connect(at("10.66.0.2:8080"));
-  CHECK(accept_one(application.get()));
+  Fd probed = accept_one(application.get());
+  CHECK(probed);
   CHECK(empty());
+}
+
+TEST_CASE("a probe on its way to another pod does not let its source through here") {
+  World world;
+  world.open();
+  world.enrol();
+  Fd application = world.app->listen(at("0.0.0.0:8080"), AF_INET);
+  Fd published(
+      ::bpf_obj_get((world.pin_dir + "/v" + std::to_string(NM_ABI_VERSION) + "/maps/published").c_str()));
+  const SockAddr source = at("10.66.0.1:45002");
+  nm_tuple tuple{.sport = source.port, .dport = 8080};
+  std::ranges::copy(source.ip.bytes, tuple.src);
+  nm_origin origin{.dport = 8080, .kind = NM_KIND_PROBE};
+  std::ranges::copy(at("10.66.0.3:8080").ip.bytes, origin.dst);
+  REQUIRE(::bpf_map_update_elem(published.get(), &tuple, &origin, BPF_ANY) == 0);
+  CHECK(world.stranger->connect(at("10.66.0.2:8080"), AF_INET, source).error == 0);
+  CHECK(accept_one(world.inbound.get()));
+  CHECK(nobody_waits(application.get()));
 }
 
 TEST_CASE("a stranger who connects to the port of a listener is not taken for captured") {

@@ -1,5 +1,5 @@
-// The admin ports' request parser: whatever comes, in whatever pieces, it must answer the same as for the whole, keep
-// no more than its limit, and end.
+// The admin ports' request parser: whatever comes, in whatever pieces, it must answer the same as for the
+// whole, keep no more than its limit, and end.
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -24,7 +24,8 @@ std::string parse(std::string_view bytes, size_t step) {
       if (status == Status::bad) return seen + std::to_string(parser.status());
       if (status == Status::need_more) break;
       if (request.path.empty() || request.path[0] != '/') std::abort();
-      seen += request.method + request.path + "?" + request.query + request.host + (request.keep_alive ? "k" : "c");
+      seen += request.method + request.path + "?" + request.query + request.host +
+              (request.keep_alive ? "k" : "c");
       seen += request.parameter("level").value_or("-");
     }
     if (parser.buffered() > RequestParser::kMaxHead + step) std::abort();

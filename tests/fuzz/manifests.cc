@@ -1,5 +1,5 @@
-// Fuzzes the configuration path end to end: any bytes as a manifest file, then as its next version, must neither crash
-// nor throw nor hang, and what comes out must be writable as JSON.
+// Fuzzes the configuration path end to end: any bytes as a manifest file, then as its next version, must
+// neither crash nor throw nor hang, and what comes out must be writable as JSON.
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -23,7 +23,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     last = std::move(next);
   }
   for (const auto& workload : last.snapshot->workloads()) {
-    auto verdict = model::authorize(*workload->policy, {.identity = model::PeerIdentity::parse(workload->identity), .mtls = true});
+    auto verdict = model::authorize(
+        *workload->policy, {.identity = model::PeerIdentity::parse(workload->identity), .mtls = true});
     (void)translate::to_json(verdict).dump();
   }
   (void)translate::to_json(*last.snapshot).dump();

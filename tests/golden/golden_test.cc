@@ -1,6 +1,7 @@
 // Manifests in, snapshot and statuses out. A case is a folder cases/<name>/ with in/*.yaml and the expected
-// snapshot.json and status.json; UPDATE_GOLDEN=1 rewrites them (read the difference before committing it). Where a
-// case also has in2/, that is a later state of the same folder: its expectation is snapshot2.json and status2.json.
+// snapshot.json and status.json; UPDATE_GOLDEN=1 rewrites them (read the difference before committing it).
+// Where a case also has in2/, that is a later state of the same folder: its expectation is snapshot2.json and
+// status2.json.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -54,9 +55,8 @@ void compare(const fs::path& path, const nlohmann::json& actual) {
   INFO("expected: ", path.string(), " (UPDATE_GOLDEN=1 rewrites it)");
   REQUIRE_MESSAGE(fs::exists(path), "no such file: ", path.string());
   auto expected = nlohmann::json::parse(read(path));
-  if (expected != actual) {
-    CHECK_MESSAGE(expected == actual, "difference: ", nlohmann::json::diff(expected, actual).dump(1));
-  }
+  bool same = expected == actual;
+  CHECK_MESSAGE(same, "difference: ", nlohmann::json::diff(expected, actual).dump(1));
 }
 
 }  // namespace

@@ -47,7 +47,9 @@ TEST_CASE("empty lines before a request are ignored, also when they come in piec
 TEST_CASE("pipelined requests come out one after the other, bodies skipped") {
   RequestParser parser;
   Request request;
-  parser.feed("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhelloGET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  parser.feed(
+      "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhelloGET /b HTTP/1.1\r\nHost: "
+      "x\r\nConnection: close\r\n\r\n");
   REQUIRE(parser.next(request) == Status::ready);
   CHECK(request.path == "/a");
   REQUIRE(parser.next(request) == Status::ready);
@@ -66,7 +68,9 @@ TEST_CASE("a head beyond 8 KiB is refused, whether or not it ever ends") {
 }
 
 TEST_CASE("whatever two readers could take differently is refused") {
-  auto with = [](std::string_view field) { return "GET / HTTP/1.1\r\nHost: x\r\n" + std::string(field) + "\r\n\r\n"; };
+  auto with = [](std::string_view field) {
+    return "GET / HTTP/1.1\r\nHost: x\r\n" + std::string(field) + "\r\n\r\n";
+  };
   CHECK(refused(with("A: b")) == 0);
   CHECK(refused("GET / HTTP/1.1\r\n\r\n") == 400);
   CHECK(refused(with("Host: y")) == 400);

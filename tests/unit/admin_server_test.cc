@@ -24,7 +24,9 @@ using namespace nodemesh::admin;
 
 namespace {
 
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != text.npos;
+}
 
 struct TempDir {
   std::string path;
@@ -80,7 +82,8 @@ struct Fixture {
   }
 
   // Sends, then reads until `done` says the answer is whole, or the peer closed.
-  std::string exchange(int fd, std::string_view bytes, const std::function<bool(const std::string&)>& done = {}) {
+  std::string exchange(int fd, std::string_view bytes,
+                       const std::function<bool(const std::string&)>& done = {}) {
     REQUIRE(::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
     std::string got;
     bool closed = false;
@@ -94,14 +97,18 @@ struct Fixture {
     return got;
   }
 
-  std::string get(Surface surface, std::string_view path, std::string_view method = "GET", std::string_view extra = "") {
+  std::string get(Surface surface, std::string_view path, std::string_view method = "GET",
+                  std::string_view extra = "") {
     auto fd = connect(listen(surface));
-    std::string request = std::string(method) + " " + std::string(path) + " HTTP/1.1\r\nHost: localhost\r\n" + std::string(extra) + "Connection: close\r\n\r\n";
+    std::string request = std::string(method) + " " + std::string(path) + " HTTP/1.1\r\nHost: localhost\r\n" +
+                          std::string(extra) + "Connection: close\r\n\r\n";
     return exchange(fd.get(), request);
   }
 };
 
-std::string body_of(const std::string& answer) { return answer.substr(answer.find("\r\n\r\n") + 4); }
+std::string body_of(const std::string& answer) {
+  return answer.substr(answer.find("\r\n\r\n") + 4);
+}
 
 }  // namespace
 
@@ -132,7 +139,9 @@ TEST_CASE("rows come wrapped with the node and the kind, and denials beside the 
   Fixture f;
   f.denials.add({.source = "a", .destination = "b:80", .reason = Reason::STRICT_PLAINTEXT});
   auto workloads = nlohmann::json::parse(body_of(f.get(Surface::admin, "/workloads")));
-  CHECK(workloads == nlohmann::json::parse(R"({"schema":1,"node":"n1","version":"1.2.3","kind":"workloads","items":[{"name":"web"}]})"));
+  CHECK(workloads ==
+        nlohmann::json::parse(
+            R"({"schema":1,"node":"n1","version":"1.2.3","kind":"workloads","items":[{"name":"web"}]})"));
   auto connections = nlohmann::json::parse(body_of(f.get(Surface::admin, "/connections")));
   CHECK(connections["denials"][0]["reason"] == "STRICT_PLAINTEXT");
   CHECK(connections["denials"][0]["policy"].is_null());
@@ -148,7 +157,8 @@ TEST_CASE("an answer may come later and from another thread while other clients 
   REQUIRE(::send(slow.get(), "GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n", 44, 0) == 44);
   f.turn_until([&] { return f.held.size() == 1; });
   auto quick = f.connect(address);
-  CHECK(has(f.exchange(quick.get(), "GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), "1.2.3"));
+  CHECK(has(f.exchange(quick.get(), "GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+            "1.2.3"));
   std::thread other([reply = std::move(f.held[0])]() mutable { reply(nlohmann::json::array({1})); });
   auto answer = f.exchange(slow.get(), "", [](const std::string& got) { return has(got, "\"items\":[1]"); });
   other.join();
@@ -158,7 +168,8 @@ TEST_CASE("an answer may come later and from another thread while other clients 
 TEST_CASE("a source that does not answer in time gives 504, and its late answer harms nobody") {
   Fixture f({.answer = milliseconds(50)});
   auto fd = f.connect(f.listen(Surface::admin));
-  CHECK(f.exchange(fd.get(), "GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n").starts_with("HTTP/1.1 504"));
+  CHECK(
+      f.exchange(fd.get(), "GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n").starts_with("HTTP/1.1 504"));
   f.turn_until([&] { return f.server->connections() == 0; });
   f.held[0](nlohmann::json::array());
   f.reactor.run_once(milliseconds(5));
@@ -167,9 +178,12 @@ TEST_CASE("a source that does not answer in time gives 504, and its late answer 
 TEST_CASE("pipelined requests are answered in order") {
   Fixture f;
   auto fd = f.connect(f.listen(Surface::admin));
-  auto answer = f.exchange(fd.get(), "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\nHEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-                                     "GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-  auto version = answer.find("\"version\""), head = answer.find("content-length: 5\r\n"), ready = answer.find("ready\n");
+  auto answer = f.exchange(
+      fd.get(),
+      "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\nHEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+      "GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+  auto version = answer.find("\"version\""), head = answer.find("content-length: 5\r\n"),
+       ready = answer.find("ready\n");
   CHECK(version < head);
   CHECK(head < ready);
   CHECK(ready != answer.npos);
@@ -202,7 +216,8 @@ TEST_CASE("a reader that stalls is closed and others are served meanwhile") {
   f.turn_until([&] { return f.scrapes == 1; });
   f.metrics = "up 1\n";
   auto other = f.connect(address);
-  CHECK(has(f.exchange(other.get(), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), "200 OK"));
+  CHECK(has(f.exchange(other.get(), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+            "200 OK"));
   f.turn_until([&] { return f.server->connections() == 0; });
 }
 
@@ -213,16 +228,21 @@ TEST_CASE("at the limit of connections the oldest idle one gives way, per port")
   for (int i = 0; i < 10; ++i) hogs.push_back(f.connect(metrics));
   f.turn_until([&] { return f.server->connections() == 3; });
   auto probe = f.connect(health);
-  CHECK(has(f.exchange(probe.get(), "GET /healthz/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), "200 OK"));
+  CHECK(has(f.exchange(probe.get(), "GET /healthz/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+            "200 OK"));
   auto scrape = f.connect(metrics);
-  CHECK(has(f.exchange(scrape.get(), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), "200 OK"));
+  CHECK(has(f.exchange(scrape.get(), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+            "200 OK"));
 }
 
 TEST_CASE("the admin port answers no web page") {
   Fixture f;
   auto fd = f.connect(f.listen(Surface::admin));
-  CHECK(f.exchange(fd.get(), "GET /workloads HTTP/1.1\r\nHost: evil.example:15000\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 403"));
-  CHECK(f.get(Surface::admin, "/logging?component=app&level=off", "POST", "Origin: http://evil.example\r\n").starts_with("HTTP/1.1 403"));
+  CHECK(
+      f.exchange(fd.get(), "GET /workloads HTTP/1.1\r\nHost: evil.example:15000\r\nConnection: close\r\n\r\n")
+          .starts_with("HTTP/1.1 403"));
+  CHECK(f.get(Surface::admin, "/logging?component=app&level=off", "POST", "Origin: http://evil.example\r\n")
+            .starts_with("HTTP/1.1 403"));
   CHECK(log::level(log::Component::app) != log::Level::off);
 }
 
@@ -230,7 +250,8 @@ TEST_CASE("a log level is set for a while and then returns to what it was") {
   Fixture f;
   log::set_level(log::Component::tls, log::Level::info);
   CHECK(has(f.get(Surface::admin, "/logging?component=tls&level=warn&for=1h", "POST"), "\"tls\":\"warn\""));
-  CHECK(has(f.get(Surface::admin, "/logging?component=tls&level=error&for=50ms", "POST"), "\"tls\":\"error\""));
+  CHECK(
+      has(f.get(Surface::admin, "/logging?component=tls&level=error&for=50ms", "POST"), "\"tls\":\"error\""));
   CHECK(has(f.get(Surface::admin, "/logging"), "\"tls\":\"error\""));
   f.turn_until([] { return log::level(log::Component::tls) == log::Level::info; });
 }
@@ -250,7 +271,9 @@ TEST_CASE("a port in use is told in one sentence") {
   auto address = f.listen(Surface::metrics);
   auto again = f.server->listen(Surface::metrics, address.to_string());
   REQUIRE_FALSE(again.has_value());
-  CHECK(again.error().message == "cannot listen on " + address.to_string() + ": another process holds it; stop that process or choose another address");
+  CHECK(again.error().message ==
+        "cannot listen on " + address.to_string() +
+            ": another process holds it; stop that process or choose another address");
   CHECK_FALSE(f.server->listen(Surface::admin, "nonsense").has_value());
 }
 
@@ -265,7 +288,7 @@ TEST_CASE("a Unix socket is private, replaces a dead one and leaves a live one a
     REQUIRE(::bind(dead.get(), reinterpret_cast<sockaddr*>(&native), sizeof native) == 0);
   }
   REQUIRE(f.server->listen(Surface::admin, address).has_value());
-  struct stat status {};
+  struct stat status{};
   REQUIRE(::stat((dir.path + "/admin.sock").c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0600);
   auto second = f.server->listen(Surface::admin, address);

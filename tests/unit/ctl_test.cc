@@ -38,7 +38,9 @@ Ran meshctl(std::vector<std::string> args, bool colour = false) {
   return {exit, out.str(), err.str()};
 }
 
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != text.npos;
+}
 
 struct RunDir {
   std::string path;
@@ -55,27 +57,37 @@ class Agent {
   Agent(const RunDir& dir, std::string node, nlohmann::json status = {{"ready", true}, {"generation", 7}}) {
     std::filesystem::create_directories(dir.path + "/" + node);
     std::atomic<bool> listening{false};
-    thread_ = std::thread([this, address = "unix:" + dir.path + "/" + node + "/admin.sock", node, status, &listening] {
-      io::Reactor reactor;
-      admin::Sources sources;
-      sources.node = node;
-      sources.version = node == "old" ? "0.0.1" : NODEMESH_VERSION;
-      sources.status = [status](admin::Reply reply) { reply(nlohmann::json(status)); };
-      sources.workloads = [](admin::Reply reply) {
-        reply({{{"name", "web"}, {"namespace", "shop"}, {"addresses", {"10.0.0.1", "fd00::1"}}, {"protocol", "HBONE"}, {"enrolled", true}, {"status", "ok"}},
-               {{"name", "evil\033[2J\n"}, {"namespace", 5}, {"addresses", nullptr}}});
-      };
-      sources.certs = [](admin::Reply reply) { reply(nlohmann::json::array()); };
-      sources.connections = [](admin::Reply reply) {
-        reply({{{"source", {{"identity", "spiffe://t/ns/a/sa/b"}}},
-                {"destination", {{"workload", "db"}, {"namespace", "shop"}, {"port", 5432}}},
-                {"tls", nullptr}, {"path", "same-node"}, {"bytes_sent", 1536}, {"bytes_received", 5}, {"age_ms", 93'784'000}}});
-      };
-      admin::Server server(reactor, std::move(sources));
-      failed_ = !server.listen(admin::Surface::admin, address).has_value();
-      listening = true;
-      while (!stop_) reactor.run_once(milliseconds(5));
-    });
+    thread_ = std::thread(
+        [this, address = "unix:" + dir.path + "/" + node + "/admin.sock", node, status, &listening] {
+          io::Reactor reactor;
+          admin::Sources sources;
+          sources.node = node;
+          sources.version = node == "old" ? "0.0.1" : NODEMESH_VERSION;
+          sources.status = [status](admin::Reply reply) { reply(nlohmann::json(status)); };
+          sources.workloads = [](admin::Reply reply) {
+            reply({{{"name", "web"},
+                    {"namespace", "shop"},
+                    {"addresses", {"10.0.0.1", "fd00::1"}},
+                    {"protocol", "HBONE"},
+                    {"enrolled", true},
+                    {"status", "ok"}},
+                   {{"name", "evil\033[2J\n"}, {"namespace", 5}, {"addresses", nullptr}}});
+          };
+          sources.certs = [](admin::Reply reply) { reply(nlohmann::json::array()); };
+          sources.connections = [](admin::Reply reply) {
+            reply({{{"source", {{"identity", "spiffe://t/ns/a/sa/b"}}},
+                    {"destination", {{"workload", "db"}, {"namespace", "shop"}, {"port", 5432}}},
+                    {"tls", nullptr},
+                    {"path", "same-node"},
+                    {"bytes_sent", 1536},
+                    {"bytes_received", 5},
+                    {"age_ms", 93'784'000}}});
+          };
+          admin::Server server(reactor, std::move(sources));
+          failed_ = !server.listen(admin::Surface::admin, address).has_value();
+          listening = true;
+          while (!stop_) reactor.run_once(milliseconds(5));
+        });
     while (!listening) std::this_thread::yield();
     REQUIRE_FALSE(failed_);
   }
@@ -96,7 +108,8 @@ TEST_CASE("a table aligns its columns, fills what is missing and lets nothing ra
   table.add({{"a"}, {"ok", Style::good}});
   table.add({{"longer\t\xff"}});
   CHECK(table.render(false) == "NAME            STATE\na               ok\nlonger\\x09\\xff  -\n");
-  CHECK(table.render(true) == "NAME            STATE\na               \033[32mok\033[0m\nlonger\\x09\\xff  -\n");
+  CHECK(table.render(true) ==
+        "NAME            STATE\na               \033[32mok\033[0m\nlonger\\x09\\xff  -\n");
 }
 
 TEST_CASE("bytes and times are written for people") {
@@ -112,8 +125,14 @@ TEST_CASE("bytes and times are written for people") {
 }
 
 TEST_CASE("YAML quotes whatever a reader could take for another type") {
-  nlohmann::json value = {{"a", "text"}, {"b", "yes"}, {"c", "1"}, {"d", {1, {{"x", nullptr}, {"y", "a: b"}}}}, {"e", nlohmann::json::array()}, {"f", {{"g", true}}}};
-  CHECK(to_yaml_text(value) == "a: text\nb: \"yes\"\nc: \"1\"\nd:\n- 1\n- x: null\n  \"y\": \"a: b\"\ne: []\nf:\n  g: true\n");
+  nlohmann::json value = {{"a", "text"},
+                          {"b", "yes"},
+                          {"c", "1"},
+                          {"d", {1, {{"x", nullptr}, {"y", "a: b"}}}},
+                          {"e", nlohmann::json::array()},
+                          {"f", {{"g", true}}}};
+  CHECK(to_yaml_text(value) ==
+        "a: text\nb: \"yes\"\nc: \"1\"\nd:\n- 1\n- x: null\n  \"y\": \"a: b\"\ne: []\nf:\n  g: true\n");
 }
 
 TEST_CASE("an answer is taken only when it is HTTP and whole") {
@@ -128,8 +147,15 @@ TEST_CASE("an answer is taken only when it is HTTP and whole") {
 }
 
 TEST_CASE("wrong usage exits with 2 and says what would be right") {
-  for (auto args : std::vector<std::vector<std::string>>{{}, {"nonsense"}, {"get"}, {"get", "pods"}, {"get", "certs", "-o", "xml"},
-                                                         {"log", "set", "tls"}, {"log", "set", "tls", "loud"}, {"completion", "tcsh"}, {"status", "--bogus"}}) {
+  for (auto args : std::vector<std::vector<std::string>>{{},
+                                                         {"nonsense"},
+                                                         {"get"},
+                                                         {"get", "pods"},
+                                                         {"get", "certs", "-o", "xml"},
+                                                         {"log", "set", "tls"},
+                                                         {"log", "set", "tls", "loud"},
+                                                         {"completion", "tcsh"},
+                                                         {"status", "--bogus"}}) {
     auto ran = meshctl(args);
     CHECK(ran.exit == kUsage);
     CHECK(has(ran.err, "error: "));
@@ -174,7 +200,8 @@ TEST_CASE("rows of several nodes are shown together, and one dead node is a warn
   CHECK(has(ran.out, "beta   5          evil\\x1b[2J\\x0a  -                 -         -         -\n"));
   CHECK(meshctl({"get", "workloads", "--run-dir", dir.path, "--strict"}).exit == kWarnings);
   CHECK(meshctl({"--node", "alpha", "get", "workloads", "--run-dir", dir.path}).exit == kOk);
-  CHECK(meshctl({"--node", "dead", "--node", "alpha", "get", "workloads", "--run-dir", dir.path}).exit == kUnreachable);
+  CHECK(meshctl({"--node", "dead", "--node", "alpha", "get", "workloads", "--run-dir", dir.path}).exit ==
+        kUnreachable);
 }
 
 TEST_CASE("JSON and YAML outputs carry every row with the node that reported it") {
@@ -184,7 +211,8 @@ TEST_CASE("JSON and YAML outputs carry every row with the node that reported it"
   CHECK(json["schema"] == 1);
   CHECK(json["kind"] == "workloads");
   CHECK(json["items"][0]["reported_by"] == "alpha");
-  CHECK(has(meshctl({"get", "workloads", "-o", "yaml", "--run-dir", dir.path}).out, "  reported_by: alpha\n"));
+  CHECK(
+      has(meshctl({"get", "workloads", "-o", "yaml", "--run-dir", dir.path}).out, "  reported_by: alpha\n"));
   auto empty = meshctl({"get", "certs", "--run-dir", dir.path});
   CHECK(empty.exit == kOk);
   CHECK(empty.out.empty());
@@ -195,7 +223,8 @@ TEST_CASE("connections show who talks to whom and whether it is encrypted") {
   RunDir dir;
   Agent a(dir, "alpha");
   auto out = meshctl({"get", "connections", "--run-dir", dir.path}).out;
-  CHECK(has(out, "spiffe://t/ns/a/sa/b  shop/db (unproven)  5432  plaintext  same-node  5B        1.5KiB  1d2h\n"));
+  CHECK(has(
+      out, "spiffe://t/ns/a/sa/b  shop/db (unproven)  5432  plaintext  same-node  5B        1.5KiB  1d2h\n"));
 }
 
 TEST_CASE("what an agent does not serve is a failure, not unreachable") {
@@ -220,10 +249,19 @@ TEST_CASE("status tells what is wrong and exits with it") {
     CHECK(ran.exit == kFailure);
     CHECK(has(ran.err, "node alpha is not ready: no certificate"));
   }
-  Agent rejected(dir, "alpha", {{"ready", true}, {"rejected", {{{"kind", "Pod"}, {"namespace", "shop"}, {"name", "web"}, {"origin", "pods.yaml:3"}, {"field", "status.podIP"}, {"message", "not an address"}}}}});
+  Agent rejected(dir, "alpha",
+                 {{"ready", true},
+                  {"rejected",
+                   {{{"kind", "Pod"},
+                     {"namespace", "shop"},
+                     {"name", "web"},
+                     {"origin", "pods.yaml:3"},
+                     {"field", "status.podIP"},
+                     {"message", "not an address"},
+                     {"fix", "write one"}}}}});
   auto ran = meshctl({"status", "--run-dir", dir.path});
   CHECK(ran.exit == kOk);
-  CHECK(has(ran.err, "alpha: Pod shop/web (pods.yaml:3), status.podIP: not an address"));
+  CHECK(has(ran.err, "alpha: Pod shop/web (pods.yaml:3), status.podIP: not an address; write one"));
   CHECK(meshctl({"status", "--strict", "--run-dir", dir.path}).exit == kWarnings);
 }
 
@@ -277,5 +315,6 @@ TEST_CASE("completion offers commands, kinds, levels, flags and nodes") {
   CHECK(has(complete({"get", "--no"}), "--node\n"));
   CHECK(complete({"get", "-o", "y"}) == "yaml\n");
   CHECK(complete({"get", "--node", "a"}) == "alpha\n");
-  for (auto shell : {"bash", "zsh", "fish"}) CHECK(has(meshctl({"completion", shell}).out, "meshctl __complete --"));
+  for (auto shell : {"bash", "zsh", "fish"})
+    CHECK(has(meshctl({"completion", shell}).out, "meshctl __complete --"));
 }

@@ -19,7 +19,9 @@ const Kind kKinds[] = {{"", "Thing", {"v1"}, false, [](const Object&, Fields& fi
                           return std::make_shared<const Decoded>();
                         }}};
 
-std::string thing(const std::string& name) { return "---\napiVersion: v1\nkind: Thing\nmetadata: {name: " + name + "}\n"; }
+std::string thing(const std::string& name) {
+  return "---\napiVersion: v1\nkind: Thing\nmetadata: {name: " + name + "}\n";
+}
 
 struct Fixture {
   fs::path dir;
@@ -37,7 +39,9 @@ struct Fixture {
     char name[] = "/tmp/nodemesh-folder-XXXXXX";
     return ::mkdtemp(name);
   }
-  void write(const std::string& name, const std::string& text) { std::ofstream(dir / "config" / name) << text; }
+  void write(const std::string& name, const std::string& text) {
+    std::ofstream(dir / "config" / name) << text;
+  }
   bool has(const std::string& name) const { return store.find("Thing", "", name) != nullptr; }
   bool wait_for(const std::function<bool()>& condition) {
     auto deadline = Monotonic::now() + seconds(10);
@@ -52,7 +56,8 @@ TEST_CASE_FIXTURE(Fixture, "a missing folder fails the start with one sentence")
   fs::remove_all(dir / "config");
   auto started = folder.start();
   REQUIRE_FALSE(started);
-  CHECK(started.error().message == "the config folder " + (dir / "config").string() + " does not exist; create it or correct --config");
+  CHECK(started.error().message ==
+        "the config folder " + (dir / "config").string() + " does not exist; create it or correct --config");
 }
 
 TEST_CASE_FIXTURE(Fixture, "a file in place of the folder fails the start") {
@@ -122,7 +127,8 @@ TEST_CASE_FIXTURE(Fixture, "the symlink swap of a mounted ConfigMap is followed"
   CHECK(wait_for([&] { return has("v2") && !has("v1"); }));
 }
 
-TEST_CASE_FIXTURE(Fixture, "a folder that goes away leaves everything in force and is taken up again when it is back") {
+TEST_CASE_FIXTURE(
+    Fixture, "a folder that goes away leaves everything in force and is taken up again when it is back") {
   write("a.yaml", thing("a"));
   REQUIRE(folder.start());
   fs::rename(dir / "config", dir / "gone");

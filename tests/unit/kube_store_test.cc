@@ -21,12 +21,15 @@ std::shared_ptr<const Decoded> read_number(const Object&, Fields& fields, Proble
 const Kind kKinds[] = {{"", "Number", {"v1"}, true, read_number}};
 
 std::string number(const std::string& name, const std::string& value) {
-  return "---\napiVersion: v1\nkind: Number\nmetadata: {name: " + name + ", namespace: a}\nspec: {value: " + value + "}\n";
+  return "---\napiVersion: v1\nkind: Number\nmetadata: {name: " + name +
+         ", namespace: a}\nspec: {value: " + value + "}\n";
 }
 
 struct Fixture {
   Store store{kKinds};
-  bool set(const std::string& file, const std::string& text) { return store.set_file(file, parse_manifest(text, file)); }
+  bool set(const std::string& file, const std::string& text) {
+    return store.set_file(file, parse_manifest(text, file));
+  }
   int64_t value(const std::string& name) {
     auto* entry = store.find("Number", "a", name);
     return entry ? static_cast<const Number*>(entry->decoded.get())->value : 0;
@@ -41,7 +44,8 @@ struct Fixture {
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "an object whose new version is bad keeps its last good one, until a good one comes") {
+TEST_CASE_FIXTURE(Fixture,
+                  "an object whose new version is bad keeps its last good one, until a good one comes") {
   set("f", number("x", "1"));
   CHECK(value("x") == 1);
   CHECK(set("f", number("x", "99")));
@@ -94,7 +98,8 @@ TEST_CASE_FIXTURE(Fixture, "an unchanged file changes nothing and keeps the deco
   CHECK(store.find("Number", "a", "x")->decoded == before);
 }
 
-TEST_CASE_FIXTURE(Fixture, "of one object in two files the first file's counts, whichever came first in time") {
+TEST_CASE_FIXTURE(Fixture,
+                  "of one object in two files the first file's counts, whichever came first in time") {
   set("b", number("x", "2"));
   CHECK(value("x") == 2);
   set("a", number("x", "1"));

@@ -7,7 +7,8 @@
 using namespace nodemesh::kube;
 
 TEST_CASE("every value knows its line, column and path") {
-  auto documents = parse_yaml("# head\nspec:\n  ports:\n  - name: a\n    port: 80\n  labels:\n    a.b/c: x\n", "f");
+  auto documents =
+      parse_yaml("# head\nspec:\n  ports:\n  - name: a\n    port: 80\n  labels:\n    a.b/c: x\n", "f");
   REQUIRE(documents.roots.size() == 1);
   auto& root = documents.roots[0];
   root.link();
@@ -32,11 +33,16 @@ TEST_CASE("documents are separate: a broken one costs only itself and lines go o
 
 TEST_CASE("scalars have the types that Kubernetes gives them") {
   using Type = Node::Type;
-  std::pair<const char*, Type> cases[] = {
-      {"1", Type::integer}, {"-1", Type::integer}, {"0x1F", Type::integer}, {"1.5", Type::decimal}, {"1e3", Type::decimal},
-      {"10.0.0.1", Type::string}, {"1.2.3", Type::string}, {"true", Type::boolean}, {"yes", Type::string}, {"~", Type::null},
-      {"null", Type::null}, {"", Type::null}, {"fd00::1", Type::string}, {"2024-01-01T00:00:00Z", Type::string}, {"-", Type::string},
-      {".", Type::string}, {"+", Type::string}, {"5d4f8", Type::string}, {".inf", Type::decimal}};
+  std::pair<const char*, Type> cases[] = {{"1", Type::integer},      {"-1", Type::integer},
+                                          {"0x1F", Type::integer},   {"1.5", Type::decimal},
+                                          {"1e3", Type::decimal},    {"10.0.0.1", Type::string},
+                                          {"1.2.3", Type::string},   {"true", Type::boolean},
+                                          {"yes", Type::string},     {"~", Type::null},
+                                          {"null", Type::null},      {"", Type::null},
+                                          {"fd00::1", Type::string}, {"2024-01-01T00:00:00Z", Type::string},
+                                          {"-", Type::string},       {".", Type::string},
+                                          {"+", Type::string},       {"5d4f8", Type::string},
+                                          {".inf", Type::decimal}};
   for (auto [text, type] : cases) {
     INFO(text);
     CHECK(plain_type(text) == type);
@@ -122,11 +128,13 @@ TEST_CASE("names follow RFC 1123") {
   CHECK(is_dns_label("a-1"));
   CHECK_FALSE(is_dns_label("a.b"));
   CHECK(is_dns_subdomain("a.b-c.d"));
-  for (auto bad : {"", "-a", "a-", "A", "a_b", "a/b", "a..b", ".a", "a.", "a.-b", "a b"}) CHECK_FALSE(is_dns_subdomain(bad));
+  for (auto bad : {"", "-a", "a-", "A", "a_b", "a/b", "a..b", ".a", "a.", "a.-b", "a b"})
+    CHECK_FALSE(is_dns_subdomain(bad));
   CHECK_FALSE(is_dns_label(std::string(64, 'a')));
 }
 
 TEST_CASE("problems read as one line with place and fix") {
-  Problem problem{.file = "a.yaml", .line = 3, .column = 5, .field = "spec.x", .message = "is wrong", .fix = "right it"};
+  Problem problem{
+      .file = "a.yaml", .line = 3, .column = 5, .field = "spec.x", .message = "is wrong", .fix = "right it"};
   CHECK(problem.to_string() == "a.yaml:3:5: spec.x: is wrong; fix: right it");
 }

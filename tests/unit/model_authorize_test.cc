@@ -11,8 +11,11 @@ namespace {
 constexpr std::string_view kCurl = "spiffe://cluster.local/ns/shop/sa/curl";
 
 PeerFacts meshed(std::string_view uri = kCurl) {
-  return {.identity = PeerIdentity::parse(uri), .source_ip = Addr::v4(10, 244, 1, 10),
-          .destination_ip = Addr::v4(10, 244, 2, 31), .destination_port = 5432, .mtls = true};
+  return {.identity = PeerIdentity::parse(uri),
+          .source_ip = Addr::v4(10, 244, 1, 10),
+          .destination_ip = Addr::v4(10, 244, 2, 31),
+          .destination_port = 5432,
+          .mtls = true};
 }
 
 PeerFacts plaintext() {
@@ -42,8 +45,10 @@ Rule rule(std::vector<Condition> conditions, uint32_t index = 0) {
   return out;
 }
 
-AppliedPolicy policy(Action action, std::vector<Rule> rules, bool dry_run = false, std::vector<uint16_t> only = {}) {
-  return {std::make_shared<const Policy>(Policy{{.kind = "AuthorizationPolicy", .name = "p"}, action, dry_run, std::move(rules)}),
+AppliedPolicy policy(Action action, std::vector<Rule> rules, bool dry_run = false,
+                     std::vector<uint16_t> only = {}) {
+  return {std::make_shared<const Policy>(
+              Policy{{.kind = "AuthorizationPolicy", .name = "p"}, action, dry_run, std::move(rules)}),
           std::move(only)};
 }
 
@@ -71,9 +76,10 @@ TEST_CASE("a SPIFFE id parses only in Istio's exact form") {
   CHECK(id->service_account == "curl");
   CHECK(id->ns_and_account() == "shop/sa/curl");
   using namespace std::string_view_literals;
-  for (auto bad : {""sv, "spiffe://"sv, "http://td/ns/a/sa/b"sv, "spiffe://td/ns/a/sa/"sv, "spiffe:///ns/a/sa/b"sv,
-                   "spiffe://td/ns//sa/b"sv, "spiffe://td/ns/a/sa/b/c"sv, "spiffe://td/sa/a/ns/b"sv, "spiffe://td/ns/a"sv,
-                   "spiffe://td/ns/a/sa/b\0x"sv, "SPIFFE://td/ns/a/sa/b"sv, "spiffe://td/ns/a/sa/b/"sv}) {
+  for (auto bad : {""sv, "spiffe://"sv, "http://td/ns/a/sa/b"sv, "spiffe://td/ns/a/sa/"sv,
+                   "spiffe:///ns/a/sa/b"sv, "spiffe://td/ns//sa/b"sv, "spiffe://td/ns/a/sa/b/c"sv,
+                   "spiffe://td/sa/a/ns/b"sv, "spiffe://td/ns/a"sv, "spiffe://td/ns/a/sa/b\0x"sv,
+                   "SPIFFE://td/ns/a/sa/b"sv, "spiffe://td/ns/a/sa/b/"sv}) {
     CHECK_FALSE(PeerIdentity::parse(bad));
   }
 }
@@ -108,7 +114,8 @@ TEST_CASE("an identity that nobody vouches for is treated as absent") {
   auto facts = meshed();
   facts.mtls = false;
   CHECK_FALSE(authorize(strict(), facts).allow);
-  CHECK_FALSE(decide({policy(Action::allow, {rule({strings(Attribute::source_namespace, {"shop"})})})}, facts).allow);
+  CHECK_FALSE(
+      decide({policy(Action::allow, {rule({strings(Attribute::source_namespace, {"shop"})})})}, facts).allow);
 }
 
 TEST_CASE("the mode of a port overrides the workload's, and DISABLE is permissive inbound") {
@@ -144,12 +151,15 @@ TEST_CASE("an empty rule matches everything") {
 TEST_CASE("DENY goes before ALLOW and CUSTOM before both") {
   auto all = [](Action action) { return policy(action, {Rule{}}); };
   CHECK(decide({all(Action::deny), all(Action::allow)}, meshed()).reason == Reason::POLICY_DENY);
-  CHECK(decide({all(Action::custom), all(Action::deny), all(Action::allow)}, meshed()).reason == Reason::POLICY_UNSUPPORTED);
+  CHECK(decide({all(Action::custom), all(Action::deny), all(Action::allow)}, meshed()).reason ==
+        Reason::POLICY_UNSUPPORTED);
   CHECK(decide({policy(Action::custom, {rule({ports({80})})}), all(Action::allow)}, meshed()).allow);
 }
 
 TEST_CASE("one matching ALLOW policy is enough, and the rule that matched is named") {
-  auto verdict = decide({policy(Action::allow, {}), policy(Action::allow, {rule({ports({80})}, 0), rule({ports({5432})}, 3)})}, meshed());
+  auto verdict = decide(
+      {policy(Action::allow, {}), policy(Action::allow, {rule({ports({80})}, 0), rule({ports({5432})}, 3)})},
+      meshed());
   CHECK(verdict.allow);
   CHECK(verdict.rule == 3);
 }
@@ -160,7 +170,8 @@ TEST_CASE("each attribute matches what it should, and its negation the opposite"
   };
   using enum Attribute;
   Case cases[] = {
-      {strings(source_principal, {"cluster.local/ns/shop/sa/curl"}), strings(source_principal, {"cluster.local/ns/shop/sa/psql"})},
+      {strings(source_principal, {"cluster.local/ns/shop/sa/curl"}),
+       strings(source_principal, {"cluster.local/ns/shop/sa/psql"})},
       {strings(source_trust_domain, {"cluster.*"}), strings(source_trust_domain, {"cluster"})},
       {strings(source_namespace, {"x", "shop"}), strings(source_namespace, {"sho"})},
       {strings(source_service_account, {"shop/sa/curl"}), strings(source_service_account, {"shop/curl"})},
@@ -191,8 +202,8 @@ TEST_CASE("values match exactly, by prefix, by suffix or by presence") {
 }
 
 TEST_CASE("a peer without identity matches no value, so only negations hold for it") {
-  for (auto attribute : {Attribute::source_principal, Attribute::source_namespace, Attribute::source_service_account,
-                         Attribute::source_trust_domain}) {
+  for (auto attribute : {Attribute::source_principal, Attribute::source_namespace,
+                         Attribute::source_service_account, Attribute::source_trust_domain}) {
     CHECK_FALSE(matches(strings(attribute, {"*"}), plaintext()));
     CHECK(matches(strings(attribute, {"*"}, true), plaintext()));
   }
@@ -202,7 +213,8 @@ TEST_CASE("clauses are ANDed, alternatives ORed, conditions ANDed") {
   Rule both = rule({ports({5432}), strings(Attribute::source_namespace, {"other"})});
   CHECK_FALSE(matches(both, meshed()));
   Rule either;
-  either.clauses = {{{Alternative{{strings(Attribute::source_namespace, {"other"})}}, Alternative{{ports({5432})}}}}};
+  either.clauses = {
+      {{Alternative{{strings(Attribute::source_namespace, {"other"})}}, Alternative{{ports({5432})}}}}};
   CHECK(matches(either, meshed()));
   Rule inner;
   inner.clauses = {{{Alternative{{ports({5432}), ports({5432}, true)}}}}};

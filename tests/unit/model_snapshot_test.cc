@@ -8,7 +8,11 @@ using namespace nodemesh::model;
 namespace {
 
 Shared<Workload> workload(std::string name, Addr address, bool host_network = false) {
-  Workload out{.uid = "uid-" + name, .ns = "shop", .name = name, .addresses = {address}, .host_network = host_network,
+  Workload out{.uid = "uid-" + name,
+               .ns = "shop",
+               .name = name,
+               .addresses = {address},
+               .host_network = host_network,
                .policy = std::make_shared<const WorkloadPolicy>()};
   return std::make_shared<const Workload>(std::move(out));
 }
@@ -18,8 +22,10 @@ Shared<Workload> workload(std::string name, Addr address, bool host_network = fa
 TEST_CASE("a snapshot finds workloads and services by every key") {
   SnapshotContent content{.generation = 7, .node = "node1"};
   content.mesh.cluster_cidrs = {*Cidr::parse("10.244.0.0/16")};
-  content.workloads = {workload("a", Addr::v4(10, 244, 1, 1)), workload("host", Addr::v4(10, 244, 1, 2), true)};
-  Service service{.ns = "shop", .name = "web", .vips = {Addr::v4(10, 96, 0, 1)}, .ports = {{.name = "http", .port = 80}}};
+  content.workloads = {workload("a", Addr::v4(10, 244, 1, 1)),
+                       workload("host", Addr::v4(10, 244, 1, 2), true)};
+  Service service{
+      .ns = "shop", .name = "web", .vips = {Addr::v4(10, 96, 0, 1)}, .ports = {{.name = "http", .port = 80}}};
   content.services = {std::make_shared<const Service>(service)};
   Snapshot snapshot(content);
   CHECK(snapshot.find_workload(Addr::v4(10, 244, 1, 1))->name == "a");
@@ -54,7 +60,10 @@ TEST_CASE("equality looks through shared pointers") {
 
 TEST_CASE("usable endpoints are of the dialled family, or of the other where that has none") {
   auto v4 = Addr::v4(10, 0, 0, 1), v6 = *Addr::parse("fd00::1");
-  ServicePort port{.endpoints = {{.address = v4, .port = 1}, {.address = v6, .port = 1}, {.address = v6, .port = 2}}, .usable_v4 = 1, .usable_v6 = 1};
+  ServicePort port{
+      .endpoints = {{.address = v4, .port = 1}, {.address = v6, .port = 1}, {.address = v6, .port = 2}},
+      .usable_v4 = 1,
+      .usable_v6 = 1};
   CHECK(port.usable(v4).size() == 1);
   CHECK(port.usable(v4)[0].address == v4);
   CHECK(port.usable(v6)[0].address == v6);

@@ -24,12 +24,15 @@ TcpLabels labels_of(std::string workload, Reporter reporter = Reporter::source) 
   return labels;
 }
 
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != text.npos;
+}
 
 struct Fixture {
   ManualClock clock;
   Metrics metrics;
-  explicit Fixture(size_t max_series = 100, size_t shards = 2) : metrics({.max_series = max_series, .version = "1.2.3", .shards = shards}, clock) {
+  explicit Fixture(size_t max_series = 100, size_t shards = 2)
+      : metrics({.max_series = max_series, .version = "1.2.3", .shards = shards}, clock) {
     clock.advance(std::chrono::duration_cast<Monotonic::duration>(Monotonic::now().time_since_epoch()));
   }
 };
@@ -41,17 +44,23 @@ TEST_CASE("a TCP series is written with Istio's full label set, unknown where no
   auto series = f.metrics.shard(0).tcp(labels_of("web"));
   series->opened.add();
   series->sent.add(239);
-  CHECK(has(f.metrics.render(),
-            "istio_tcp_sent_bytes_total{reporter=\"source\",source_workload=\"web\",source_workload_namespace=\"shop\","
-            "source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",source_app=\"unknown\",source_version=\"unknown\","
-            "source_cluster=\"unknown\",source_canonical_service=\"unknown\",source_canonical_revision=\"latest\","
-            "source_region=\"unknown\",source_zone=\"unknown\",destination_workload=\"unknown\","
-            "destination_workload_namespace=\"unknown\",destination_principal=\"unknown\",destination_app=\"unknown\","
-            "destination_version=\"unknown\",destination_cluster=\"unknown\",destination_canonical_service=\"unknown\","
-            "destination_canonical_revision=\"unknown\",destination_region=\"unknown\",destination_zone=\"unknown\","
-            "destination_service=\"db.shop.svc.cluster.local\",destination_service_name=\"db\","
-            "destination_service_namespace=\"shop\",request_protocol=\"tcp\",response_flags=\"-\","
-            "connection_security_policy=\"mutual_tls\"} 239\n"));
+  CHECK(has(
+      f.metrics.render(),
+      "istio_tcp_sent_bytes_total{reporter=\"source\",source_workload=\"web\",source_workload_namespace="
+      "\"shop\","
+      "source_principal=\"spiffe://cluster.local/ns/shop/sa/"
+      "web\",source_app=\"unknown\",source_version=\"unknown\","
+      "source_cluster=\"unknown\",source_canonical_service=\"unknown\",source_canonical_revision=\"latest\","
+      "source_region=\"unknown\",source_zone=\"unknown\",destination_workload=\"unknown\","
+      "destination_workload_namespace=\"unknown\",destination_principal=\"unknown\",destination_app="
+      "\"unknown\","
+      "destination_version=\"unknown\",destination_cluster=\"unknown\",destination_canonical_service="
+      "\"unknown\","
+      "destination_canonical_revision=\"unknown\",destination_region=\"unknown\",destination_zone="
+      "\"unknown\","
+      "destination_service=\"db.shop.svc.cluster.local\",destination_service_name=\"db\","
+      "destination_service_namespace=\"shop\",request_protocol=\"tcp\",response_flags=\"-\","
+      "connection_security_policy=\"mutual_tls\"} 239\n"));
 }
 
 TEST_CASE("workers that meet equal labels add to one series") {
@@ -95,7 +104,8 @@ TEST_CASE("label values escape quotes, backslashes and newlines and replace byte
 TEST_CASE("beyond the cap new label sets are counted as other and the overflow shows") {
   Fixture f(2);
   auto& shard = f.metrics.shard(0);
-  auto a = shard.tcp(labels_of("a")), b = shard.tcp(labels_of("b")), c = shard.tcp(labels_of("c")), d = shard.tcp(labels_of("d"));
+  auto a = shard.tcp(labels_of("a")), b = shard.tcp(labels_of("b")), c = shard.tcp(labels_of("c")),
+       d = shard.tcp(labels_of("d"));
   CHECK(f.metrics.series() == 2);
   CHECK(c.get() == d.get());
   c->opened.add();
@@ -184,15 +194,20 @@ TEST_CASE("no count is lost and no scrape goes backwards while workers count and
   CHECK(count_of(metrics.render()) == 2 * kRounds);
 }
 
-TEST_CASE("handshakes are counted by side, outcome and resumption, with a cumulative histogram of the good ones") {
+TEST_CASE(
+    "handshakes are counted by side, outcome and resumption, with a cumulative histogram of the good ones") {
   Fixture f;
   auto& shard = f.metrics.shard(0);
   shard.tls_handshake(TlsSide::client, Reason::NONE, false, milliseconds(2));
   shard.tls_handshake(TlsSide::client, Reason::NONE, true, milliseconds(1));
   shard.tls_handshake(TlsSide::server, Reason::PEER_CERT_MISSING, false, milliseconds(1));
   auto text = f.metrics.render();
-  CHECK(has(text, "nodemesh_tls_handshakes_total{side=\"client\",result=\"ok\",reason=\"NONE\",resumed=\"true\"} 1\n"));
-  CHECK(has(text, "nodemesh_tls_handshakes_total{side=\"server\",result=\"failed\",reason=\"PEER_CERT_MISSING\",resumed=\"false\"} 1\n"));
+  CHECK(has(
+      text,
+      "nodemesh_tls_handshakes_total{side=\"client\",result=\"ok\",reason=\"NONE\",resumed=\"true\"} 1\n"));
+  CHECK(has(text,
+            "nodemesh_tls_handshakes_total{side=\"server\",result=\"failed\",reason=\"PEER_CERT_MISSING\","
+            "resumed=\"false\"} 1\n"));
   CHECK(has(text, "nodemesh_tls_handshake_seconds_bucket{side=\"client\",le=\"0.001\"} 1\n"));
   CHECK(has(text, "nodemesh_tls_handshake_seconds_bucket{side=\"client\",le=\"0.0025\"} 2\n"));
   CHECK(has(text, "nodemesh_tls_handshake_seconds_bucket{side=\"client\",le=\"+Inf\"} 2\n"));
@@ -200,9 +215,11 @@ TEST_CASE("handshakes are counted by side, outcome and resumption, with a cumula
   CHECK(has(text, "nodemesh_tls_handshake_seconds_count{side=\"server\"} 0\n"));
 }
 
-TEST_CASE("what other threads report is written: certificates, configuration, kernel counters, dry runs, build") {
+TEST_CASE(
+    "what other threads report is written: certificates, configuration, kernel counters, dry runs, build") {
   Fixture f;
-  f.metrics.set_certificate("spiffe://cluster.local/ns/shop/sa/web", WallClock::time_point(seconds(2'000'000'000)));
+  f.metrics.set_certificate("spiffe://cluster.local/ns/shop/sa/web",
+                            WallClock::time_point(seconds(2'000'000'000)));
   f.metrics.set_certificate("spiffe://cluster.local/ns/shop/sa/gone", WallClock::time_point(seconds(1)));
   f.metrics.remove_certificate("spiffe://cluster.local/ns/shop/sa/gone");
   f.metrics.set_config(7, f.clock.wall() - seconds(3), 2);
@@ -212,7 +229,9 @@ TEST_CASE("what other threads report is written: certificates, configuration, ke
   f.metrics.set_kernel(drops, events);
   f.metrics.shard(0).policy_dry_run("shop/try", false);
   auto text = f.metrics.render();
-  CHECK(has(text, "nodemesh_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/web\"} 2000000000\n"));
+  CHECK(has(text,
+            "nodemesh_certificate_expiry_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/web\"} "
+            "2000000000\n"));
   CHECK_FALSE(has(text, "sa/gone"));
   CHECK(has(text, "nodemesh_config_generation 7\n"));
   CHECK(has(text, "nodemesh_config_age_seconds 3\n"));

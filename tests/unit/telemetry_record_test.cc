@@ -22,7 +22,9 @@ using namespace nodemesh::telemetry;
 
 namespace {
 
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != text.npos;
+}
 
 struct Worker {
   ManualClock clock;
@@ -100,7 +102,8 @@ TEST_CASE("a record counts its connection as open, its bytes while it lives, and
   CHECK(has(text, "istio_tcp_sockets_open{reporter=\"source\"} 0\n"));
 }
 
-TEST_CASE("a record that is dropped without being completed completes itself as an internal error and says so") {
+TEST_CASE(
+    "a record that is dropped without being completed completes itself as an internal error and says so") {
   Worker w;
   CapturedLog log;
   {
@@ -168,7 +171,8 @@ TEST_CASE("a flood of denials is logged in samples and counted in full") {
 
 TEST_CASE("the worker's open records can be visited and completed on the way") {
   Worker w;
-  Record a(w.recorder, Direction::inbound), b(w.recorder, Direction::inbound), c(w.recorder, Direction::inbound);
+  Record a(w.recorder, Direction::inbound), b(w.recorder, Direction::inbound),
+      c(w.recorder, Direction::inbound);
   CHECK(a.id() != b.id());
   b.complete();
   std::vector<uint64_t> seen;
@@ -199,7 +203,8 @@ TEST_CASE("the text access log has Envoy's default order with dashes for HTTP") 
   std::string line;
   format_text(record, w.clock.now(), line);
   CHECK(line ==
-        "[2023-11-14T22:13:20.000Z] \"- - -\" 0 - - - \"-\" 84 239 12 - \"-\" \"-\" \"-\" \"-\" \"10.0.1.2:15008\" "
+        "[2023-11-14T22:13:20.000Z] \"- - -\" 0 - - - \"-\" 84 239 12 - \"-\" \"-\" \"-\" \"-\" "
+        "\"10.0.1.2:15008\" "
         "outbound|5432||db.shop.svc.cluster.local - 10.1.0.9:5432 10.0.0.1:40000 - -\n");
   record.complete();
 }
@@ -250,7 +255,8 @@ TEST_CASE("hostile bytes can neither end a log line nor leave a field") {
   format_text(record, w.clock.now(), text);
   format_json(record, w.clock.now(), json);
   for (const auto& line : {text, json}) {
-    CHECK(std::ranges::all_of(line.substr(0, line.size() - 1), [](unsigned char c) { return c >= 0x20 && c < 0x7f; }));
+    CHECK(std::ranges::all_of(line.substr(0, line.size() - 1),
+                              [](unsigned char c) { return c >= 0x20 && c < 0x7f; }));
     CHECK(line.back() == '\n');
   }
   CHECK(std::ranges::count(text, '"') == 14);
@@ -321,7 +327,8 @@ TEST_CASE("a pipe that nobody reads loses lines, counted, and blocks no worker")
   auto lost = [&] { return w.metrics.shard(0).access_log_dropped.value(); };
   shard.flush();
   w.turn_until([&] {
-    for (ssize_t got; (got = ::read(reader.get(), bytes.data(), bytes.size())) > 0;) lines += static_cast<size_t>(std::count(bytes.begin(), bytes.begin() + got, '\n'));
+    for (ssize_t got; (got = ::read(reader.get(), bytes.data(), bytes.size())) > 0;)
+      lines += static_cast<size_t>(std::count(bytes.begin(), bytes.begin() + got, '\n'));
     return lines + lost() == 40'000;
   });
   record.complete();

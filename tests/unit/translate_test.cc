@@ -16,27 +16,36 @@ using namespace nodemesh::translate;
 
 namespace {
 
-std::string shop() { return "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}\n"; }
+std::string shop() {
+  return "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: "
+         "ambient}}\n";
+}
 
 std::string pod(int i) {
-  return "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p" + std::to_string(i) + ", namespace: shop, labels: {app: a}}\n" +
-         "spec: {nodeName: node1, containers: []}\nstatus: {podIPs: [{ip: 10." + std::to_string(i / 65536) + "." +
-         std::to_string(i / 256 % 256) + "." + std::to_string(i % 256) + "}]}\n";
+  return "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p" + std::to_string(i) +
+         ", namespace: shop, labels: {app: a}}\n" +
+         "spec: {nodeName: node1, containers: []}\nstatus: {podIPs: [{ip: 10." + std::to_string(i / 65536) +
+         "." + std::to_string(i / 256 % 256) + "." + std::to_string(i % 256) + "}]}\n";
 }
 
 std::string service(int i, const std::string& extra = "") {
   auto n = std::to_string(i);
-  return "---\napiVersion: v1\nkind: Service\nmetadata: {name: s" + n + ", namespace: shop}\nspec: {clusterIP: 172.16." +
-         std::to_string(i / 256) + "." + std::to_string(i % 256) + ", ports: [{port: 80}]" + extra + "}\n" +
-         "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s" + n + ", namespace: shop, labels: {kubernetes.io/service-name: s" + n +
-         "}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0." + std::to_string(i % 256) + "]}]\nports: [{port: 8080}]\n";
+  return "---\napiVersion: v1\nkind: Service\nmetadata: {name: s" + n +
+         ", namespace: shop}\nspec: {clusterIP: 172.16." + std::to_string(i / 256) + "." +
+         std::to_string(i % 256) + ", ports: [{port: 80}]" + extra + "}\n" +
+         "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s" + n +
+         ", namespace: shop, labels: {kubernetes.io/service-name: s" + n +
+         "}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0." + std::to_string(i % 256) +
+         "]}]\nports: [{port: 8080}]\n";
 }
 
 struct Fixture {
   kube::Store store{kinds()};
   TranslateOptions options{.node = "node1"};
   Translation last;
-  void set(const std::string& file, const std::string& text) { store.set_file(file, kube::parse_manifest(text, file)); }
+  void set(const std::string& file, const std::string& text) {
+    store.set_file(file, kube::parse_manifest(text, file));
+  }
   const model::Snapshot& run() {
     last = translate::translate(store, last.snapshot, options);
     return *last.snapshot;
@@ -69,12 +78,15 @@ TEST_CASE_FIXTURE(Fixture, "what did not change is the same object in the next g
 }
 
 TEST_CASE_FIXTURE(Fixture, "a policy change replaces the workloads it is for, and no others") {
-  std::string other = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\napiVersion: v1\nkind: Pod\n"
-                      "metadata: {name: o, namespace: other}\nspec: {containers: []}\nstatus: {podIP: 10.9.9.9}\n";
+  std::string other =
+      "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\napiVersion: v1\nkind: Pod\n"
+      "metadata: {name: o, namespace: other}\nspec: {containers: []}\nstatus: {podIP: 10.9.9.9}\n";
   set("a", shop() + pod(1) + other);
   run();
   auto before = last.snapshot;
-  set("p", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {}\n");
+  set("p",
+      "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: "
+      "shop}\nspec: {}\n");
   run();
   auto changed = last.snapshot->find_workload("shop", "p1");
   CHECK(changed.get() != before->find_workload("shop", "p1").get());
@@ -105,12 +117,14 @@ TEST_CASE_FIXTURE(Fixture, "each problem is told once") {
   REQUIRE(told.size() == 1);
   CHECK(told[0].object == "Pod nowhere/lost");
   CHECK(told[0].problem.to_string() ==
-        "b:3:35: metadata.namespace: there is no Namespace \"nowhere\"; fix: add the Namespace to the folder, or correct the name");
+        "b:3:35: metadata.namespace: there is no Namespace \"nowhere\"; fix: add the Namespace to the "
+        "folder, or correct the name");
   run();
   CHECK(new_problems(once, last.statuses).empty());
 }
 
-TEST_CASE_FIXTURE(Fixture, "10,000 objects at once are read and translated within seconds, one change within a second") {
+TEST_CASE_FIXTURE(
+    Fixture, "10,000 objects at once are read and translated within seconds, one change within a second") {
   auto start = Monotonic::now();
   set("ns", shop());
   for (int file = 0; file < 10; ++file) {
@@ -141,7 +155,8 @@ TEST_CASE_FIXTURE(Fixture, "the quickstart's manifests are accepted without a wo
     set(entry.path().filename(), text.str());
   }
   auto& snapshot = run();
-  for (const auto& [object, problem] : new_problems({}, last.statuses)) FAIL_CHECK(object, " ", problem.to_string());
+  for (const auto& [object, problem] : new_problems({}, last.statuses))
+    FAIL_CHECK(object, " ", problem.to_string());
   CHECK(snapshot.workloads().size() == 12);
   CHECK(snapshot.find_service("shop", "nginx")->ports.at(0).endpoints.size() == 4);
   CHECK(snapshot.find_workload("outside", "intruder")->mesh == model::Mesh::none);
