@@ -53,7 +53,8 @@ bool set_times(X509* certificate, WallClock::time_point from, WallClock::time_po
 
 }  // namespace
 
-Result<std::unique_ptr<CertificateAuthority>> CertificateAuthority::open(const Clock& clock, Settings settings) {
+Result<std::unique_ptr<CertificateAuthority>> CertificateAuthority::open(const Clock& clock,
+                                                                         Settings settings) {
   if (!tls::SpiffeId::parse("spiffe://" + settings.trust_domain + "/ns/a/sa/a")) {
     return fail("--trust-domain \"" + settings.trust_domain + "\" may hold only a-z 0-9 . _ -");
   }
@@ -83,7 +84,8 @@ Result<> CertificateAuthority::adopt_root(std::string_view pem) {
   auto from = tls::to_time(X509_get0_notBefore(roots->front().get()));
   auto until = tls::to_time(X509_get0_notAfter(roots->front().get()));
   if (!from || !until) return fail(file + ": the root's validity does not parse");
-  if (clock_.wall() >= *until) return fail(file + ": the root has expired; remove the file to begin a new mesh");
+  if (clock_.wall() >= *until)
+    return fail(file + ": the root has expired; remove the file to begin a new mesh");
   key_ = std::move(*key);
   root_ = std::move(roots->front());
   root_pem_ = tls::to_pem(root_.get());
@@ -111,31 +113,36 @@ Result<> CertificateAuthority::make_root() {
        X509_set_issuer_name(raw, X509_get_subject_name(raw)) == 1 && X509_set_pubkey(raw, key->get()) == 1 &&
        add_extension(raw, raw, NID_basic_constraints, "critical,CA:TRUE") &&
        add_extension(raw, raw, NID_key_usage, "critical,keyCertSign,cRLSign") &&
-       add_extension(raw, raw, NID_subject_key_identifier, "hash") && X509_sign(raw, key->get(), EVP_sha256()) > 0;
+       add_extension(raw, raw, NID_subject_key_identifier, "hash") &&
+       X509_sign(raw, key->get(), EVP_sha256()) > 0;
   if (!ok) return fail("cannot make a root certificate: " + tls::take_openssl_error());
   std::string bytes = tls::to_pem(key->get()) + tls::to_pem(raw);
   auto written = write_secret(directory_, settings_.state_dir, kFile, bytes);
   if (!written) return written;
-  log::info(log::Component::controller, "made a new root", {{"trust_domain", settings_.trust_domain}, {"file", settings_.state_dir + "/" + kFile}});
+  log::info(log::Component::controller, "made a new root",
+            {{"trust_domain", settings_.trust_domain}, {"file", settings_.state_dir + "/" + kFile}});
   return adopt_root(bytes);
 }
 
-Result<CertificateAuthority::Certificate> CertificateAuthority::sign(EVP_PKEY* key, const tls::SpiffeId& id, seconds lifetime) const {
+Result<CertificateAuthority::Certificate> CertificateAuthority::sign(EVP_PKEY* key, const tls::SpiffeId& id,
+                                                                     seconds lifetime) const {
   auto now = clock_.wall();
   if (now >= root_not_after_) return fail("the root certificate has expired");
-  seconds wanted = lifetime.count() == 0 ? settings_.max_lifetime : std::clamp(lifetime, seconds(1), settings_.max_lifetime);
+  seconds wanted = lifetime.count() == 0 ? settings_.max_lifetime
+                                         : std::clamp(lifetime, seconds(1), settings_.max_lifetime);
   auto until = std::min<WallClock::time_point>(now + wanted, root_not_after_);
   auto from = std::max<WallClock::time_point>(now - kBackdate, root_not_before_);
   tls::X509Ptr leaf(X509_new());
   X509* raw = leaf.get();
   // The subject stays empty, so the SAN must be critical (RFC 5280 4.2.1.6).
-  bool ok = raw != nullptr && X509_set_version(raw, 2) == 1 && set_serial(raw) && set_times(raw, from, until) &&
-            X509_set_issuer_name(raw, X509_get_subject_name(root_.get())) == 1 && X509_set_pubkey(raw, key) == 1 &&
-            add_extension(raw, root_.get(), NID_basic_constraints, "critical,CA:FALSE") &&
-            add_extension(raw, root_.get(), NID_key_usage, "critical,digitalSignature,keyEncipherment") &&
-            add_extension(raw, root_.get(), NID_ext_key_usage, "serverAuth,clientAuth") &&
-            add_extension(raw, root_.get(), NID_authority_key_identifier, "keyid") && add_uri_san(raw, id.uri()) &&
-            X509_sign(raw, key_.get(), EVP_sha256()) > 0;
+  bool ok =
+      raw != nullptr && X509_set_version(raw, 2) == 1 && set_serial(raw) && set_times(raw, from, until) &&
+      X509_set_issuer_name(raw, X509_get_subject_name(root_.get())) == 1 && X509_set_pubkey(raw, key) == 1 &&
+      add_extension(raw, root_.get(), NID_basic_constraints, "critical,CA:FALSE") &&
+      add_extension(raw, root_.get(), NID_key_usage, "critical,digitalSignature,keyEncipherment") &&
+      add_extension(raw, root_.get(), NID_ext_key_usage, "serverAuth,clientAuth") &&
+      add_extension(raw, root_.get(), NID_authority_key_identifier, "keyid") && add_uri_san(raw, id.uri()) &&
+      X509_sign(raw, key_.get(), EVP_sha256()) > 0;
   if (!ok) return fail("cannot sign the certificate of " + id.uri() + ": " + tls::take_openssl_error());
   return Certificate{{tls::to_pem(raw), root_pem_}, tls::serial_of(raw), until};
 }

@@ -1,6 +1,6 @@
-// The certificate authority: one ECDSA P-256 root, made at the first start and kept in a state directory that only its
-// owner may read, and the signing of workload certificates. Knows nothing of who asks: that is Issuer's. Controller's
-// main thread only.
+// The certificate authority: one ECDSA P-256 root, made at the first start and kept in a state directory that
+// only its owner may read, and the signing of workload certificates. Knows nothing of who asks: that is
+// Issuer's. Controller's main thread only.
 #pragma once
 
 #include <chrono>
@@ -24,8 +24,9 @@ class CertificateAuthority {
     seconds max_lifetime{24 * 3600};
     seconds root_lifetime{3650LL * 24 * 3600};
   };
-  // Reads the root, or makes one where the directory is empty. Refuses, in one sentence that names the fix: a state
-  // directory or file that others may read, a second process on it, a key and certificate that do not fit, an expired root.
+  // Reads the root, or makes one where the directory is empty. Refuses, in one sentence that names the fix: a
+  // state directory or file that others may read, a second process on it, a key and certificate that do not
+  // fit, an expired root.
   static Result<std::unique_ptr<CertificateAuthority>> open(const Clock& clock, Settings settings);
 
   struct Certificate {
@@ -41,7 +42,8 @@ class CertificateAuthority {
   WallClock::time_point root_not_after() const { return root_not_after_; }
 
  private:
-  CertificateAuthority(const Clock& clock, Settings settings) : clock_(clock), settings_(std::move(settings)) {}
+  CertificateAuthority(const Clock& clock, Settings settings)
+      : clock_(clock), settings_(std::move(settings)) {}
   Result<> make_root();
   Result<> adopt_root(std::string_view pem);
 

@@ -1,5 +1,6 @@
-// Standalone authorisation: a certificate only for a service account that has an unfinished Pod in the folder. Which
-// processes may ask at all is decided earlier, by their uid, when they connect. Main thread only.
+// Standalone authorisation: a certificate only for a service account that has an unfinished Pod in the
+// folder. Which processes may ask at all is decided earlier, by their uid, when they connect. Main thread
+// only.
 #pragma once
 
 #include <set>

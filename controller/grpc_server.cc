@@ -22,9 +22,12 @@ constexpr int kMaxMessage = 64 * 1024;
 grpc::Status status_of(Issuer::Refusal refusal) {
   switch (refusal) {
     // Istio's words. Which check failed is for our log only.
-    case Issuer::Refusal::unauthenticated: return {grpc::StatusCode::UNAUTHENTICATED, "request authenticate failure"};
-    case Issuer::Refusal::invalid_request: return {grpc::StatusCode::INVALID_ARGUMENT, "CSR signing error"};
-    case Issuer::Refusal::internal: break;
+    case Issuer::Refusal::unauthenticated:
+      return {grpc::StatusCode::UNAUTHENTICATED, "request authenticate failure"};
+    case Issuer::Refusal::invalid_request:
+      return {grpc::StatusCode::INVALID_ARGUMENT, "CSR signing error"};
+    case Issuer::Refusal::internal:
+      break;
   }
   return {grpc::StatusCode::INTERNAL, "CSR signing error"};
 }
@@ -41,10 +44,12 @@ class Service final : public IstioCertificateService::CallbackService {
  public:
   Service(io::Mailbox& main, const Issuer& issuer) : main_(main), issuer_(issuer) {}
 
-  grpc::ServerUnaryReactor* CreateCertificate(grpc::CallbackServerContext* context, const IstioCertificateRequest* in,
+  grpc::ServerUnaryReactor* CreateCertificate(grpc::CallbackServerContext* context,
+                                              const IstioCertificateRequest* in,
                                               IstioCertificateResponse* out) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    Issuer::Request request{.csr = in->csr(), .lifetime_seconds = in->validity_duration(), .impersonated_identity = {}};
+    Issuer::Request request{
+        .csr = in->csr(), .lifetime_seconds = in->validity_duration(), .impersonated_identity = {}};
     const auto& fields = in->metadata().fields();
     if (auto found = fields.find("ImpersonatedIdentity"); found != fields.end()) {
       request.impersonated_identity = found->second.string_value();
@@ -103,7 +108,8 @@ class Listening final : public GrpcServer, private io::EventHandler {
       socklen_t size = sizeof who;
       bool known = ::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) == 0;
       if (!known || !settings_.allowed_uids.contains(who.uid)) {
-        log::warn(log::Component::controller, "connection refused: uid is not allowed", {{"uid", who.uid}, {"pid", who.pid}});
+        log::warn(log::Component::controller, "connection refused: uid is not allowed",
+                  {{"uid", who.uid}, {"pid", who.pid}});
         continue;
       }
       log::debug(log::Component::controller, "connection", {{"uid", who.uid}, {"pid", who.pid}});
@@ -121,7 +127,8 @@ class Listening final : public GrpcServer, private io::EventHandler {
 
 }  // namespace
 
-Result<std::unique_ptr<GrpcServer>> GrpcServer::start(io::Reactor& reactor, const Issuer& issuer, Settings settings) {
+Result<std::unique_ptr<GrpcServer>> GrpcServer::start(io::Reactor& reactor, const Issuer& issuer,
+                                                      Settings settings) {
   auto out = std::make_unique<Listening>(reactor, issuer, std::move(settings));
   if (auto started = out->start(); !started) return std::unexpected(started.error());
   return out;

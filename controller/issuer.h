@@ -1,6 +1,6 @@
-// Decides on one certificate request: is the caller allowed this identity, is the request sound; then has it signed.
-// The reasons go to our log; the caller learns only whether it was an authorisation or a malformed request, so that it
-// cannot map the mesh by asking. Controller's main thread only.
+// Decides on one certificate request: is the caller allowed this identity, is the request sound; then has it
+// signed. The reasons go to our log; the caller learns only whether it was an authorisation or a malformed
+// request, so that it cannot map the mesh by asking. Controller's main thread only.
 #pragma once
 
 #include <cstdint>

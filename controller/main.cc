@@ -55,8 +55,13 @@ std::string parse_duration(const std::string& text, seconds& out) {
   size_t used = 0;
   while (used < text.size() && text[used] >= '0' && text[used] <= '9') ++used;
   std::string unit = text.substr(used);
-  int64_t factor = unit == "d" ? 86400 : unit == "h" ? 3600 : unit == "m" ? 60 : unit == "s" || unit.empty() ? 1 : 0;
-  if (used == 0 || used > 9 || factor == 0) return "\"" + text + "\" is not a duration; write 90s, 15m, 24h or 3650d";
+  int64_t factor = unit == "d"                   ? 86400
+                   : unit == "h"                 ? 3600
+                   : unit == "m"                 ? 60
+                   : unit == "s" || unit.empty() ? 1
+                                                 : 0;
+  if (used == 0 || used > 9 || factor == 0)
+    return "\"" + text + "\" is not a duration; write 90s, 15m, 24h or 3650d";
   out = seconds(std::stoll(text.substr(0, used)) * factor);
   return out.count() > 0 ? "" : "must be longer than 0";
 }
@@ -95,7 +100,9 @@ Result<> run(const Options& options) {
   if (!server) return std::unexpected(server.error());
   if (auto started = stop.start(); !started) return started;
   log::info(log::Component::controller, "serving certificates",
-            {{"socket", options.listen}, {"trust_domain", (*authority)->trust_domain()}, {"accounts", authorizer.size()}});
+            {{"socket", options.listen},
+             {"trust_domain", (*authority)->trust_domain()},
+             {"accounts", authorizer.size()}});
   reactor.run();
   log::info(log::Component::controller, "stopping");
   return {};
@@ -110,17 +117,26 @@ int main(int argc, char** argv) {
   CLI::App app("nodemesh-controller: the certificate authority of a standalone mesh");
   app.add_option("--config", options.config, "folder of manifests")->required();
   std::string listen;
-  app.add_option("--listen", listen, "unix:PATH of the gRPC socket")->required()->check([](const std::string& text) {
-    return text.starts_with("unix:/") ? "" : "write unix:/absolute/path";
-  });
-  app.add_option("--state-dir", options.authority.state_dir, "directory of the root key, mode 0700")->required();
-  app.add_option("--trust-domain", options.authority.trust_domain, "trust domain of every identity")->capture_default_str();
-  auto duration = [](seconds& out) { return [&out](const std::string& text) { return controller::parse_duration(text, out); }; };
+  app.add_option("--listen", listen, "unix:PATH of the gRPC socket")
+      ->required()
+      ->check([](const std::string& text) {
+        return text.starts_with("unix:/") ? "" : "write unix:/absolute/path";
+      });
+  app.add_option("--state-dir", options.authority.state_dir, "directory of the root key, mode 0700")
+      ->required();
+  app.add_option("--trust-domain", options.authority.trust_domain, "trust domain of every identity")
+      ->capture_default_str();
+  auto duration = [](seconds& out) {
+    return [&out](const std::string& text) { return controller::parse_duration(text, out); };
+  };
   std::string max_lifetime, root_lifetime;
-  app.add_option("--max-lifetime", max_lifetime, "longest certificate, e.g. 24h")->check(duration(options.authority.max_lifetime));
-  app.add_option("--root-lifetime", root_lifetime, "of a root made now, e.g. 3650d")->check(duration(options.authority.root_lifetime));
+  app.add_option("--max-lifetime", max_lifetime, "longest certificate, e.g. 24h")
+      ->check(duration(options.authority.max_lifetime));
+  app.add_option("--root-lifetime", root_lifetime, "of a root made now, e.g. 3650d")
+      ->check(duration(options.authority.root_lifetime));
   app.add_option("--allow-uid", options.allowed_uids, "uids that may connect, besides our own and root's");
-  app.add_option("--socket-gid", options.socket_gid, "group of the socket")->check(CLI::Range(int64_t{0}, int64_t{4294967294}));
+  app.add_option("--socket-gid", options.socket_gid, "group of the socket")
+      ->check(CLI::Range(int64_t{0}, int64_t{4294967294}));
   app.add_option("--log-level", options.log_level, "debug, info, warn, error or off")->capture_default_str();
   app.add_flag("--log-json", options.log_json, "log as JSON lines");
   CLI11_PARSE(app, argc, argv);
@@ -131,7 +147,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "nodemesh-controller: --log-level: use debug, info, warn, error or off\n");
     return 2;
   }
-  for (int i = 0; i < static_cast<int>(log::Component::count); ++i) log::set_level(static_cast<log::Component>(i), *level);
+  for (int i = 0; i < static_cast<int>(log::Component::count); ++i)
+    log::set_level(static_cast<log::Component>(i), *level);
   log::set_json(options.log_json);
   rlimit no_core{0, 0};
   ::setrlimit(RLIMIT_CORE, &no_core);  // a core file would hold the root's key

@@ -1,5 +1,5 @@
-// The directory that holds the authority's key: opened, locked against a second process, and its one file read and
-// written with the modes that a private key needs. Start-up only.
+// The directory that holds the authority's key: opened, locked against a second process, and its one file
+// read and written with the modes that a private key needs. Start-up only.
 #pragma once
 
 #include <optional>
@@ -11,11 +11,14 @@
 
 namespace nodemesh::controller {
 
-// Makes the directory (0700) if its parent exists; refuses one that belongs to another user or that others may enter.
+// Makes the directory (0700) if its parent exists; refuses one that belongs to another user or that others
+// may enter.
 Result<Fd> open_state_dir(const std::string& path);
 // nullopt: there is no such file. Refuses a file that is not regular, not ours, or that others may read.
-Result<std::optional<std::string>> read_secret(const Fd& directory, const std::string& path, const std::string& name);
+Result<std::optional<std::string>> read_secret(const Fd& directory, const std::string& path,
+                                               const std::string& name);
 // 0600, complete or not at all, on disk when it returns.
-Result<> write_secret(const Fd& directory, const std::string& path, const std::string& name, std::string_view bytes);
+Result<> write_secret(const Fd& directory, const std::string& path, const std::string& name,
+                      std::string_view bytes);
 
 }  // namespace nodemesh::controller

@@ -12,12 +12,14 @@ namespace nodemesh::controller {
 Result<Fd> listen_unix(const std::string& path, gid_t gid) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path) return fail("socket path \"" + path + "\" must have 1 to 107 bytes");
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail("socket path \"" + path + "\" must have 1 to 107 bytes");
   std::memcpy(address.sun_path, path.data(), path.size());
   auto* raw = reinterpret_cast<sockaddr*>(&address);
-  struct stat info {};
+  struct stat info{};
   if (::lstat(path.c_str(), &info) == 0) {
-    if (!S_ISSOCK(info.st_mode)) return fail(path + " exists and is not a socket; remove it or listen elsewhere");
+    if (!S_ISSOCK(info.st_mode))
+      return fail(path + " exists and is not a socket; remove it or listen elsewhere");
     Fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (::connect(probe.get(), raw, sizeof address) == 0 || errno != ECONNREFUSED) {
       return fail(path + " is in use by another process; stop it or listen elsewhere");
@@ -30,7 +32,8 @@ Result<Fd> listen_unix(const std::string& path, gid_t gid) {
   int bound = ::bind(out.get(), raw, sizeof address);
   ::umask(before);
   if (bound != 0) return fail_errno(path);
-  if (gid != static_cast<gid_t>(-1) && ::chown(path.c_str(), static_cast<uid_t>(-1), gid) != 0) return fail_errno(path);
+  if (gid != static_cast<gid_t>(-1) && ::chown(path.c_str(), static_cast<uid_t>(-1), gid) != 0)
+    return fail_errno(path);
   if (::listen(out.get(), 128) != 0) return fail_errno(path);
   return out;
 }

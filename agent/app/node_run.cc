@@ -84,7 +84,7 @@ std::string find_program(const std::string& name) {
   return {};
 }
 
-// Directories made here, to be removed in the end, innermost last.
+// Directories made here, to be removed in the end, the last first.
 class Made {
  public:
   Result<> directory(const fs::path& path, std::string_view what) {
@@ -98,6 +98,10 @@ class Made {
     }
     made_.push_back(path);
     return {};
+  }
+  // This one too, made here or by an earlier run that crashed.
+  void adopt(const fs::path& path) {
+    if (std::ranges::find(made_, path) == made_.end()) made_.push_back(path);
   }
   // A cgroup is busy until the last process has been reaped, so this waits a little; what others still use stays.
   void remove() {
@@ -128,6 +132,8 @@ Result<Fd> prepare_run_dir(const NodeConfig& config, Made& made) {
   return fd;
 }
 
+std::string default_bpf_dir(const NodeConfig& config) { return "/sys/fs/bpf/nodemesh/" + config.node; }
+
 Result<> complete(NodeConfig& config) {
   if (auto ok = check_node_name(config.node); !ok) return ok;
   if (::geteuid() != 0) return fail("a node needs root (BPF, network namespaces, cgroups): run it with sudo");
@@ -139,7 +145,7 @@ Result<> complete(NodeConfig& config) {
   }
   if (config.run_dir.empty()) config.run_dir = "/run/nodemesh/" + config.node;
   if (config.cgroup.empty()) config.cgroup = cgroup2_mount(*mounts) + "/nodemesh/" + config.node;
-  if (config.bpf_dir.empty()) config.bpf_dir = "/sys/fs/bpf/nodemesh/" + config.node;
+  if (config.bpf_dir.empty()) config.bpf_dir = default_bpf_dir(config);
   while (config.cgroup.size() > 1 && config.cgroup.ends_with('/')) config.cgroup.pop_back();
   // Children keep their working directory, but nobody should have to rely on that.
   for (std::string* path : {&config.config_dir, &config.run_dir, &config.cgroup, &config.bpf_dir}) {
@@ -157,6 +163,7 @@ Result<> make_cgroups(const NodeConfig& config, Made& made) {
   for (const char* leaf : {"/warden", "/proxy"}) {
     if (auto ok = made.directory(config.agent_pod() + leaf, "--cgroup"); !ok) return ok;
   }
+  for (const char* own : {"", "/warden", "/proxy"}) made.adopt(config.agent_pod() + own);
   return {};
 }
 
@@ -181,7 +188,7 @@ int run(NodeConfig& config) {
     made_directories.remove();
     return cannot_start(ok.error().message);
   }
-  bool own_bpf_dir = !fs::exists(config.bpf_dir);
+  bool own_bpf_dir = config.bpf_dir == default_bpf_dir(config) || !fs::exists(config.bpf_dir);
   Clock clock;
   int exit_code = supervise(children_of(config, find_program), clock);
   // A warden that was killed could not clean up. One that did not start has, and the pins may be another's.
@@ -243,27 +250,26 @@ uint32_t default_workers(unsigned cpus) { return std::clamp(cpus / 4, 2U, 8U); }
 
 std::vector<ChildSpec> children_of(const NodeConfig& config,
                                    const std::function<std::string(const std::string&)>& find) {
+  // All die with this process, and by SIGKILL: a crash must leave pods captured (they fail closed, and the next run
+  // adopts the pins), only a clean stop lets go of them.
   std::vector<ChildSpec> out;
   // The proxy stops first: it drains while the warden still makes sockets, and no pod is let go before.
   out.push_back({.name = "nodemesh-proxy",
                  .program = find("nodemesh-proxy"),
                  .argv = proxy_argv(config),
                  .cgroup = config.agent_pod() + "/proxy",
-                 .death_signal = SIGTERM,
                  .stop_grace = kProxyGrace});
   out.push_back({.name = "nodemesh-warden",
                  .program = find("nodemesh-warden"),
                  .argv = warden_argv(config),
                  .cgroup = config.agent_pod() + "/warden",
-                 .death_signal = SIGTERM,
                  .stop_grace = kWardenGrace});
   if (config.with_ca) {
     out.push_back({.name = "nodemesh-controller",
                    .program = find("nodemesh-controller"),
                    .argv = {"nodemesh-controller", "--config", config.config_dir, "--listen", config.ca, "--state-dir",
                             config.ca_state},
-                   .death_signal = SIGTERM,
-                   .stop_grace = seconds(5)});
+                     .stop_grace = seconds(5)});
   }
   return out;
 }

@@ -78,6 +78,7 @@ void add_options(CLI::App& app, ProxyConfig& config) {
 // The admin thread: metrics, readiness and JSON for meshctl. Its objects live on it from start to end.
 class AdminThread {
  public:
+  ~AdminThread() { stop(); }
   Result<> start(const ProxyConfig& config, const admin::Sources& sources) {
     std::promise<Result<>> ready;
     auto outcome = ready.get_future();
@@ -171,6 +172,8 @@ int run_proxy(ProxyConfig& config) {
   if (auto ok = admin_thread.start(config, sources); !ok) return cannot_start(ok.error().message);
   log::info(log::Component::app, "proxy started", {{"node", config.control.node}, {"workers", config.control.workers}});
   reactor.run();
+  // A worker may still owe the admin port an answer, so it stops first.
+  control.stop_workers();
   admin_thread.stop();
   return 0;
 }

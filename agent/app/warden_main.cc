@@ -120,13 +120,14 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
                          .strict = config.strict});
   StopSignals signals(reactor);
   if (auto ok = signals.start(); !ok) return ok;
-  if (auto ok = warden.start(); !ok) return ok;
-  auto source = warden::make_folder_source(reactor, config.config_dir, config.node);
-  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok) return ok;
+  // Before any pod is touched: its path may be in use.
   auto channel = warden::ChannelListener::create(
       reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
       [&](Fd socket, pid_t peer) { warden.accept_proxy(std::move(socket), peer); });
   if (!channel) return std::unexpected(std::move(channel.error()));
+  if (auto ok = warden.start(); !ok) return ok;
+  auto source = warden::make_folder_source(reactor, config.config_dir, config.node);
+  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok) return ok;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
             {{"node", config.node}, {"config", config.config_dir}});
   reactor.run();
@@ -166,6 +167,5 @@ int main(int argc, char** argv) {
   ::prctl(PR_SET_NAME, "nodemesh-warden");  // it was started as /proc/self/exe
   if (auto kept = nodemesh::warden::keep_capabilities(kNeeded); !kept) return cannot_start(kept.error().message);
   if (parsed.config.supervised) return run_warden(parsed.config);
-  // SIGTERM as its parent's last word: it cleans up if that is asked for.
-  return supervise_self("nodemesh-warden", argc, argv, {.death_signal = SIGTERM});
+  return supervise_self("nodemesh-warden", argc, argv, {});
 }

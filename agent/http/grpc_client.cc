@@ -27,7 +27,9 @@ std::string frame_message(std::string_view message) {
 }
 
 nghttp2_nv field(std::string_view name, std::string_view value) {
-  auto bytes = [](std::string_view text) { return reinterpret_cast<uint8_t*>(const_cast<char*>(text.data())); };
+  auto bytes = [](std::string_view text) {
+    return reinterpret_cast<uint8_t*>(const_cast<char*>(text.data()));
+  };
   return {bytes(name), bytes(value), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE};
 }
 
@@ -55,7 +57,8 @@ Result<std::string_view> parse_grpc_message(std::string_view body) {
   if (body[0] != 0) return fail("gRPC reply: compressed, though no compression was offered");
   uint32_t size = 0;
   for (int i = 1; i <= 4; ++i) size = size << 8 | static_cast<uint8_t>(body[i]);
-  if (size > kMaxMessage) return fail(fmt::format("gRPC reply: message of {} bytes, the limit is {}", size, kMaxMessage));
+  if (size > kMaxMessage)
+    return fail(fmt::format("gRPC reply: message of {} bytes, the limit is {}", size, kMaxMessage));
   if (body.size() - kPrefix != size) {
     return fail(fmt::format("gRPC reply: prefix says {} bytes, {} came", size, body.size() - kPrefix));
   }
@@ -130,7 +133,8 @@ class GrpcClient::Connection final : public io::EventHandler {
       size = target_.address->to_native(native, family);
     } else {
       auto& path = reinterpret_cast<sockaddr_un&>(native);
-      if (target_.unix_path.size() >= sizeof path.sun_path) return lose("the socket path is longer than 107 bytes");
+      if (target_.unix_path.size() >= sizeof path.sun_path)
+        return lose("the socket path is longer than 107 bytes");
       path.sun_family = AF_UNIX;
       std::memcpy(path.sun_path, target_.unix_path.data(), target_.unix_path.size());
       size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + target_.unix_path.size() + 1);
@@ -160,10 +164,12 @@ class GrpcClient::Connection final : public io::EventHandler {
 
   void submit(Pending& pending) {
     pending.body = frame_message(pending.call.message);
-    std::vector<nghttp2_nv> fields = {field(":method", "POST"),          field(":scheme", "http"),
-                                      field(":path", pending.call.path), field(":authority", target_.authority),
-                                      field("te", "trailers"),           field("content-type", "application/grpc")};
-    std::string timeout = fmt::format("{}m", std::clamp<int64_t>(pending.call.timeout.count(), 1, 99'999'999));
+    std::vector<nghttp2_nv> fields = {
+        field(":method", "POST"),          field(":scheme", "http"),
+        field(":path", pending.call.path), field(":authority", target_.authority),
+        field("te", "trailers"),           field("content-type", "application/grpc")};
+    std::string timeout =
+        fmt::format("{}m", std::clamp<int64_t>(pending.call.timeout.count(), 1, 99'999'999));
     fields.push_back(field("grpc-timeout", timeout));
     for (const auto& [name, value] : pending.call.metadata) fields.push_back(field(name, value));
     nghttp2_data_provider body{.source = {.ptr = &pending}, .read_callback = read_body};
@@ -184,7 +190,8 @@ class GrpcClient::Connection final : public io::EventHandler {
       if (error != 0) return lose(std::string("connect: ") + std::strerror(error));
       sockaddr_storage peer{};
       socklen_t peer_size = sizeof peer;
-      if (::getpeername(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0) return;  // not yet
+      if (::getpeername(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0)
+        return;  // not yet
       start_session();
       if (!*alive || session_ == nullptr) return;
     }
@@ -226,14 +233,16 @@ class GrpcClient::Connection final : public io::EventHandler {
       if (sent < 0) return lose(std::string("send: ") + std::strerror(errno));
       unsent_.erase(0, static_cast<size_t>(sent));
     }
-    if (unsent_.empty() && nghttp2_session_want_read(session_) == 0 && nghttp2_session_want_write(session_) == 0) {
+    if (unsent_.empty() && nghttp2_session_want_read(session_) == 0 &&
+        nghttp2_session_want_write(session_) == 0) {
       return lose("the server is going away");
     }
     deliver();
   }
 
   void expire(Pending& pending) {
-    GrpcReply late{GrpcCode::deadline_exceeded, fmt::format("no answer within {} ms", pending.call.timeout.count()), {}};
+    GrpcReply late{
+        GrpcCode::deadline_exceeded, fmt::format("no answer within {} ms", pending.call.timeout.count()), {}};
     complete(pending, std::move(late));
     if (session_ != nullptr && pending.stream > 0) {
       nghttp2_session_set_stream_user_data(session_, pending.stream, nullptr);
@@ -279,13 +288,17 @@ class GrpcClient::Connection final : public io::EventHandler {
     unsent_.clear();
   }
 
-  std::string name() const { return target_.address ? target_.address->to_string() : "unix:" + target_.unix_path; }
+  std::string name() const {
+    return target_.address ? target_.address->to_string() : "unix:" + target_.unix_path;
+  }
 
   // What a closed stream amounts to.
   static GrpcReply judge(const Pending& pending, uint32_t error) {
-    if (pending.too_large) return {GrpcCode::resource_exhausted, "the reply exceeds 1 MiB, or its fields 64 KiB", {}};
+    if (pending.too_large)
+      return {GrpcCode::resource_exhausted, "the reply exceeds 1 MiB, or its fields 64 KiB", {}};
     if (pending.grpc_status.empty()) {
-      if (error != NGHTTP2_NO_ERROR) return {GrpcCode::unavailable, std::string("stream reset: ") + nghttp2_http2_strerror(error), {}};
+      if (error != NGHTTP2_NO_ERROR)
+        return {GrpcCode::unavailable, std::string("stream reset: ") + nghttp2_http2_strerror(error), {}};
       return {code_of_http(pending.http_status), "no grpc-status; HTTP status " + pending.http_status, {}};
     }
     int code = -1;
@@ -295,7 +308,8 @@ class GrpcClient::Connection final : public io::EventHandler {
       return {GrpcCode::unknown, "grpc-status is not a number of 0 to 16: " + text, {}};
     }
     if (code != 0) return {static_cast<GrpcCode>(code), decode_grpc_text(pending.grpc_message), {}};
-    if (!pending.content_type.starts_with("application/grpc")) return {GrpcCode::unknown, "content-type is not gRPC: " + pending.content_type, {}};
+    if (!pending.content_type.starts_with("application/grpc"))
+      return {GrpcCode::unknown, "content-type is not gRPC: " + pending.content_type, {}};
     auto message = parse_grpc_message(pending.reply);
     if (!message) return {GrpcCode::internal, message.error().message, {}};
     return {GrpcCode::ok, {}, std::string(*message)};
@@ -311,22 +325,27 @@ class GrpcClient::Connection final : public io::EventHandler {
     return static_cast<ssize_t>(part);
   }
 
-  static int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
-                       const uint8_t* value, size_t value_size, uint8_t, void*) {
+  static int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
+                       size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void*) {
     auto* pending = static_cast<Pending*>(nghttp2_session_get_stream_user_data(session, frame->hd.stream_id));
     if (pending == nullptr) return 0;
     pending->field_bytes += name_size + value_size + 32;
     if (pending->field_bytes > kMaxFields) return abandon(session, *pending);
     std::string_view key(reinterpret_cast<const char*>(name), name_size);
     std::string text(reinterpret_cast<const char*>(value), value_size);
-    if (key == ":status") pending->http_status = std::move(text);
-    else if (key == "content-type") pending->content_type = std::move(text);
-    else if (key == "grpc-status") pending->grpc_status = std::move(text);
-    else if (key == "grpc-message") pending->grpc_message = std::move(text);
+    if (key == ":status")
+      pending->http_status = std::move(text);
+    else if (key == "content-type")
+      pending->content_type = std::move(text);
+    else if (key == "grpc-status")
+      pending->grpc_status = std::move(text);
+    else if (key == "grpc-message")
+      pending->grpc_message = std::move(text);
     return 0;
   }
 
-  static int on_data(nghttp2_session* session, uint8_t, int32_t stream, const uint8_t* data, size_t size, void*) {
+  static int on_data(nghttp2_session* session, uint8_t, int32_t stream, const uint8_t* data, size_t size,
+                     void*) {
     auto* pending = static_cast<Pending*>(nghttp2_session_get_stream_user_data(session, stream));
     if (pending == nullptr || pending->too_large) return 0;
     if (pending->reply.size() + size > kMaxMessage + kPrefix) return abandon(session, *pending);
@@ -361,7 +380,11 @@ GrpcClient::GrpcClient(io::Reactor& reactor, Target target)
     : connection_(std::make_unique<Connection>(reactor, std::move(target))) {}
 GrpcClient::~GrpcClient() = default;
 
-void GrpcClient::call(Call call, Done done) { connection_->call(std::move(call), std::move(done)); }
-bool GrpcClient::connected() const { return connection_->connected(); }
+void GrpcClient::call(Call call, Done done) {
+  connection_->call(std::move(call), std::move(done));
+}
+bool GrpcClient::connected() const {
+  return connection_->connected();
+}
 
 }  // namespace nodemesh::http

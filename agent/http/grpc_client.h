@@ -1,6 +1,7 @@
-// Unary gRPC calls over one plaintext HTTP/2 connection to a unix socket or TCP address, on a reactor (the control
-// thread's). Dials when the first call needs it, again after a loss; calls that were on a lost connection fail, the
-// caller decides about retries. Replies are hostile input: bounded to 1 MiB and 64 KiB of headers and trailers.
+// Unary gRPC calls over one plaintext HTTP/2 connection to a unix socket or TCP address, on a reactor (the
+// control thread's). Dials when the first call needs it, again after a loss; calls that were on a lost
+// connection fail, the caller decides about retries. Replies are hostile input: bounded to 1 MiB and 64 KiB
+// of headers and trailers.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,17 @@ namespace nodemesh::http {
 
 // The codes of gRPC that we distinguish (grpc/statuscodes); others pass through as numbers.
 enum class GrpcCode : int {
-  ok = 0, cancelled = 1, unknown = 2, invalid_argument = 3, deadline_exceeded = 4, permission_denied = 7,
-  resource_exhausted = 8, unimplemented = 12, internal = 13, unavailable = 14, unauthenticated = 16,
+  ok = 0,
+  cancelled = 1,
+  unknown = 2,
+  invalid_argument = 3,
+  deadline_exceeded = 4,
+  permission_denied = 7,
+  resource_exhausted = 8,
+  unimplemented = 12,
+  internal = 13,
+  unavailable = 14,
+  unauthenticated = 16,
 };
 
 struct GrpcReply {
@@ -30,7 +40,8 @@ struct GrpcReply {
   std::string message;  // the protobuf, when code is ok
 };
 
-// One length-prefixed message out of `body` (gRPC over HTTP/2, "Length-Prefixed-Message"): exactly one, uncompressed.
+// One length-prefixed message out of `body` (gRPC over HTTP/2, "Length-Prefixed-Message"): exactly one,
+// uncompressed.
 Result<std::string_view> parse_grpc_message(std::string_view body);
 // Percent-decoding of grpc-message; what does not decode stays as it is.
 std::string decode_grpc_text(std::string_view text);
@@ -38,12 +49,12 @@ std::string decode_grpc_text(std::string_view text);
 class GrpcClient {
  public:
   struct Target {
-    std::string unix_path;           // this, or
-    std::optional<SockAddr> address; // that
+    std::string unix_path;            // this, or
+    std::optional<SockAddr> address;  // that
     std::string authority = "localhost";
   };
   struct Call {
-    std::string path;  // "/package.Service/Method"
+    std::string path;                                           // "/package.Service/Method"
     std::vector<std::pair<std::string, std::string>> metadata;  // lower-case names
     std::string message;
     milliseconds timeout{10'000};  // for dialling and answer together

@@ -25,7 +25,8 @@ Result<std::string> read_token(const std::string& path) {
   ssize_t got = ::read(file.get(), token.data(), token.size());
   if (got < 0) return fail_errno("token file " + path);
   token.resize(static_cast<size_t>(got));
-  while (!token.empty() && (token.back() == '\n' || token.back() == '\r' || token.back() == ' ')) token.pop_back();
+  while (!token.empty() && (token.back() == '\n' || token.back() == '\r' || token.back() == ' '))
+    token.pop_back();
   if (token.empty()) return fail("token file " + path + " is empty");
   for (unsigned char c : token) {
     if (c <= 0x20 || c >= 0x7f) return fail("token file " + path + " holds bytes that no token has");
@@ -41,8 +42,9 @@ Result<Issued> read_response(std::string_view body, std::string_view key_pem, co
     return fail("certificate authority: the answer is not an IstioCertificateResponse");
   }
   if (response.cert_chain_size() < 2 || response.cert_chain_size() > kMaxChain) {
-    return fail(fmt::format("certificate authority: cert_chain has {} elements; leaf first and roots last are needed",
-                            response.cert_chain_size()));
+    return fail(
+        fmt::format("certificate authority: cert_chain has {} elements; leaf first and roots last are needed",
+                    response.cert_chain_size()));
   }
   std::string chain;
   for (int i = 0; i + 1 < response.cert_chain_size(); ++i) chain.append(response.cert_chain(i)).append("\n");
@@ -71,7 +73,9 @@ void CaClient::request(const std::string& uri, seconds lifetime, Done done) {
   }
   if (!settings_.cluster_id.empty()) call.metadata.emplace_back("clusterid", settings_.cluster_id);
   if (!ready) {
-    return reactor_.post([error = ready.error(), done = std::move(done)]() mutable { done(std::unexpected(std::move(error))); });
+    return reactor_.post([error = ready.error(), done = std::move(done)]() mutable {
+      done(std::unexpected(std::move(error)));
+    });
   }
 
   istio::v1::auth::IstioCertificateRequest request;
@@ -79,11 +83,12 @@ void CaClient::request(const std::string& uri, seconds lifetime, Done done) {
   request.set_validity_duration(lifetime.count());
   (*request.mutable_metadata()->mutable_fields())["ImpersonatedIdentity"].set_string_value(uri);
   call.message = request.SerializeAsString();
-  client_.call(std::move(call), [uri, key = std::move(made->key_pem), done = std::move(done)](http::GrpcReply reply) mutable {
-    if (reply.code == http::GrpcCode::ok) return done(read_response(reply.message, key, uri));
-    done(fail(Reason::NO_IDENTITY, fmt::format("certificate authority refused {}: code {}, {}", uri,
-                                               static_cast<int>(reply.code), reply.error)));
-  });
+  client_.call(std::move(call),
+               [uri, key = std::move(made->key_pem), done = std::move(done)](http::GrpcReply reply) mutable {
+                 if (reply.code == http::GrpcCode::ok) return done(read_response(reply.message, key, uri));
+                 done(fail(Reason::NO_IDENTITY, fmt::format("certificate authority refused {}: code {}, {}",
+                                                            uri, static_cast<int>(reply.code), reply.error)));
+               });
 }
 
 }  // namespace nodemesh::identity

@@ -1,5 +1,6 @@
-// Asks a certificate authority that speaks Istio's IstioCertificateService (our controller, istiod, istio-csr) for one
-// certificate at a time. Lives on the control thread; no retries of its own: CredentialStore has those.
+// Asks a certificate authority that speaks Istio's IstioCertificateService (our controller, istiod,
+// istio-csr) for one certificate at a time. Lives on the control thread; no retries of its own:
+// CredentialStore has those.
 #pragma once
 
 #include <functional>
@@ -24,8 +25,8 @@ class Authority {
  public:
   using Done = std::move_only_function<void(Result<Issued>)>;
   virtual ~Authority() = default;
-  // `done` runs once on the control thread, never before request() returns. The credential was checked: it is for the
-  // key made here and carries `uri`.
+  // `done` runs once on the control thread, never before request() returns. The credential was checked: it is
+  // for the key made here and carries `uri`.
   virtual void request(const std::string& uri, seconds lifetime, Done done) = 0;
 };
 
@@ -33,7 +34,8 @@ class CaClient final : public Authority {
  public:
   struct Settings {
     http::GrpcClient::Target target;
-    std::string token_file;  // read anew for each request, since kubelet rotates it; empty: no authorization header
+    std::string
+        token_file;  // read anew for each request, since kubelet rotates it; empty: no authorization header
     std::string cluster_id;  // header `clusterid`; empty: none
     milliseconds timeout{10'000};
   };
@@ -47,7 +49,8 @@ class CaClient final : public Authority {
   http::GrpcClient client_;
 };
 
-// The answer of the authority turned into a credential: `body` is an IstioCertificateResponse, hostile until checked.
+// The answer of the authority turned into a credential: `body` is an IstioCertificateResponse, hostile until
+// checked.
 Result<Issued> read_response(std::string_view body, std::string_view key_pem, const std::string& uri);
 
 }  // namespace nodemesh::identity

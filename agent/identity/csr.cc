@@ -11,12 +11,15 @@ namespace {
 
 using RequestPtr = std::unique_ptr<X509_REQ, tls::Freed<X509_REQ_free>>;
 using NamesPtr = std::unique_ptr<GENERAL_NAMES, tls::Freed<GENERAL_NAMES_free>>;
-void free_extensions(STACK_OF(X509_EXTENSION) * stack) { sk_X509_EXTENSION_pop_free(stack, X509_EXTENSION_free); }
+void free_extensions(STACK_OF(X509_EXTENSION) * stack) {
+  sk_X509_EXTENSION_pop_free(stack, X509_EXTENSION_free);
+}
 using ExtensionsPtr = std::unique_ptr<STACK_OF(X509_EXTENSION), tls::Freed<free_extensions>>;
 
 constexpr size_t kMaxCsr = 32 * 1024;
 
-// Built as a value, not through OpenSSL's configuration syntax: a comma in a name could add a second SAN there.
+// Built as a value, not through OpenSSL's configuration syntax: a comma in a name could add a second SAN
+// there.
 bool add_uri_san(X509_REQ* request, std::string_view uri) {
   GENERAL_NAME* name = GENERAL_NAME_new();
   ASN1_IA5STRING* text = ASN1_IA5STRING_new();
@@ -57,15 +60,17 @@ Result<tls::PkeyPtr> key_of_csr(std::string_view csr_pem) {
   if (!key) return fail("csr: the public key does not parse: " + tls::take_openssl_error());
   char group[64] = {};
   size_t group_size = 0;
-  bool p256 = EVP_PKEY_is_a(key.get(), "EC") && EVP_PKEY_get_group_name(key.get(), group, sizeof group, &group_size) == 1 &&
+  bool p256 = EVP_PKEY_is_a(key.get(), "EC") &&
+              EVP_PKEY_get_group_name(key.get(), group, sizeof group, &group_size) == 1 &&
               std::string_view(group, group_size) == "prime256v1";
   int bits = EVP_PKEY_get_bits(key.get());
   // Above 8192 bits one verification costs seconds: a request would be an attack on the CA.
   bool rsa = EVP_PKEY_is_a(key.get(), "RSA") && bits >= 2048 && bits <= 8192;
   if (!p256 && !rsa) {
     const char* type = EVP_PKEY_get0_type_name(key.get());
-    return fail(fmt::format("csr: key {} of {} bits is not accepted; use ECDSA P-256 or RSA of 2048 to 8192 bits",
-                            type ? type : "unknown", bits));
+    return fail(
+        fmt::format("csr: key {} of {} bits is not accepted; use ECDSA P-256 or RSA of 2048 to 8192 bits",
+                    type ? type : "unknown", bits));
   }
   if (X509_REQ_verify(request.get(), key.get()) != 1) {
     return fail("csr: the request's own signature does not verify: " + tls::take_openssl_error());

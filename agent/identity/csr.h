@@ -17,8 +17,8 @@ struct KeyAndCsr {
 // A new ECDSA P-256 key and a request signed by it: empty subject, `uri` as the one, critical SAN.
 Result<KeyAndCsr> make_csr(std::string_view uri);
 
-// The public key of a request whose own signature verifies. Accepts ECDSA P-256 and RSA of 2048 to 8192 bits; errors
-// say which rule was broken. Nothing else in the request counts.
+// The public key of a request whose own signature verifies. Accepts ECDSA P-256 and RSA of 2048 to 8192 bits;
+// errors say which rule was broken. Nothing else in the request counts.
 Result<tls::PkeyPtr> key_of_csr(std::string_view csr_pem);
 
 }  // namespace nodemesh::identity

@@ -9,13 +9,14 @@ namespace {
 
 milliseconds to_ms(WallClock::duration duration) {
   // Timers count 32-bit milliseconds of epoll_wait; a day is far below, a forged year 9999 is not.
-  return std::chrono::ceil<milliseconds>(std::clamp<WallClock::duration>(duration, milliseconds(0), std::chrono::hours(240)));
+  return std::chrono::ceil<milliseconds>(
+      std::clamp<WallClock::duration>(duration, milliseconds(0), std::chrono::hours(240)));
 }
 
 }  // namespace
 
-CredentialStore::CredentialStore(io::Reactor& reactor, const Clock& clock, Authority& authority, Settings settings,
-                                 OnCredential on_credential, OnTrust on_trust)
+CredentialStore::CredentialStore(io::Reactor& reactor, const Clock& clock, Authority& authority,
+                                 Settings settings, OnCredential on_credential, OnTrust on_trust)
     : reactor_(reactor),
       clock_(clock),
       authority_(authority),
@@ -25,9 +26,13 @@ CredentialStore::CredentialStore(io::Reactor& reactor, const Clock& clock, Autho
       random_(settings.seed != 0 ? settings.seed : std::random_device()()),
       alive_(std::make_shared<bool>(true)) {}
 
-CredentialStore::~CredentialStore() { *alive_ = false; }
+CredentialStore::~CredentialStore() {
+  *alive_ = false;
+}
 
-double CredentialStore::jitter() { return std::uniform_real_distribution<double>(-1.0, 1.0)(random_); }
+double CredentialStore::jitter() {
+  return std::uniform_real_distribution<double>(-1.0, 1.0)(random_);
+}
 
 void CredentialStore::set_wanted(std::set<std::string> uris) {
   std::vector<std::string> gone;
@@ -97,8 +102,10 @@ void CredentialStore::enqueue(const std::string& uri) {
   if (std::ranges::find(queue_, uri) != queue_.end()) return;
   // Who has no certificate cannot serve at all; renewals have half a lifetime left.
   bool urgent = !entries_.at(uri).credential;
-  auto place = urgent ? std::ranges::find_if(queue_, [&](const auto& other) { return entries_.at(other).credential != nullptr; })
-                      : queue_.end();
+  auto place = urgent
+                   ? std::ranges::find_if(
+                         queue_, [&](const auto& other) { return entries_.at(other).credential != nullptr; })
+                   : queue_.end();
   queue_.insert(place, uri);
 }
 
@@ -128,7 +135,8 @@ void CredentialStore::finish(const std::string& uri, uint64_t number, Result<Iss
     if (!issued) {
       accepted = std::unexpected(issued.error());
     } else if (!issued->credential->valid_at(clock_.wall())) {
-      accepted = fail("certificate authority: the certificate for " + uri + " is not valid now; compare the clocks");
+      accepted =
+          fail("certificate authority: the certificate for " + uri + " is not valid now; compare the clocks");
     } else {
       accepted = accept_roots(issued->roots_pem);
     }
@@ -158,22 +166,26 @@ void CredentialStore::install(Entry& entry, std::shared_ptr<const tls::Credentia
   entry.status.serial = entry.credential->serial();
   entry.status.not_before = entry.credential->not_before();
   entry.status.not_after = entry.credential->not_after();
-  // Half of what is left, give or take a tenth: the CA dates certificates back, and nodes must not renew in step.
+  // Half of what is left, give or take a tenth: the CA dates certificates back, and nodes must not renew in
+  // step.
   auto left = entry.credential->not_after() - clock_.wall();
   schedule(entry, std::chrono::duration_cast<WallClock::duration>(left * (0.5 + 0.1 * jitter())));
-  log::info(log::Component::identity, "certificate issued", {{"identity", entry.status.uri}, {"serial", entry.status.serial}});
+  log::info(log::Component::identity, "certificate issued",
+            {{"identity", entry.status.uri}, {"serial", entry.status.serial}});
   on_credential_(entry.status.uri, entry.credential);
 }
 
 void CredentialStore::fail_attempt(Entry& entry, const Error& error) {
   uint32_t doublings = std::min(entry.status.failures++, 16u);
   entry.status.last_error = error.message;
-  log::warn(log::Component::identity, "no certificate", {{"identity", entry.status.uri}, {"error", error.message}});
+  log::warn(log::Component::identity, "no certificate",
+            {{"identity", entry.status.uri}, {"error", error.message}});
   auto pause = std::min(settings_.max_retry, settings_.first_retry * (1u << doublings));
   schedule(entry, std::chrono::duration_cast<WallClock::duration>(pause * (1.0 + 0.2 * jitter())));
 }
 
-// The timer is the next attempt or, if that comes first, the moment at which the certificate stops being usable.
+// The timer is the next attempt or, if that comes first, the moment at which the certificate stops being
+// usable.
 void CredentialStore::schedule(Entry& entry, WallClock::duration after) {
   entry.status.next_attempt = clock_.wall() + after;
   if (entry.credential) after = std::min(after, entry.credential->not_after() - clock_.wall());

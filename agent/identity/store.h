@@ -1,6 +1,6 @@
-// The certificates of this node's workloads: obtains one for each wanted identity, renews at half life with jitter,
-// retries with growing pauses, and keeps the old one while it is valid. Owned by the control thread; what it publishes
-// is immutable and may go anywhere.
+// The certificates of this node's workloads: obtains one for each wanted identity, renews at half life with
+// jitter, retries with growing pauses, and keeps the old one while it is valid. Owned by the control thread;
+// what it publishes is immutable and may go anywhere.
 #pragma once
 
 #include <cstdint>
@@ -54,11 +54,11 @@ class CredentialStore {
   CredentialStore(const CredentialStore&) = delete;
   CredentialStore& operator=(const CredentialStore&) = delete;
 
-  // The whole set of identities (SPIFFE URIs) that this node needs from now on: new ones are requested at once, others
-  // are dropped with their keys.
+  // The whole set of identities (SPIFFE URIs) that this node needs from now on: new ones are requested at
+  // once, others are dropped with their keys.
   void set_wanted(std::set<std::string> uris);
-  // Takes over what an earlier process left: valid credentials are published and renewed at their time. Call before
-  // set_wanted; identities not wanted then are dropped.
+  // Takes over what an earlier process left: valid credentials are published and renewed at their time. Call
+  // before set_wanted; identities not wanted then are dropped.
   void adopt(const VaultContents& contents);
   // What to hand to a successor: credentials and roots (ticket keys are the caller's).
   VaultContents contents() const;

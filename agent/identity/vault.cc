@@ -13,14 +13,19 @@
 namespace nodemesh::identity {
 namespace {
 
-// Layout: magic, then records {u8 kind, u32 length, bytes}, then SHA-256 of everything before. Little-endian: the
-// reader is a process of the same machine.
+// Layout: magic, then records {u8 kind, u32 length, bytes}, then SHA-256 of everything before. Little-endian:
+// the reader is a process of the same machine.
 constexpr std::string_view kMagic = "nodemesh-vault-1";
 constexpr size_t kDigest = 32;
 constexpr size_t kMaxVault = 64u << 20;
 constexpr int kSeals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
-enum class Kind : uint8_t { roots = 1, ticket_keys = 2, key = 3, chain = 4 };  // a key is followed by its chain
+enum class Kind : uint8_t {
+  roots = 1,
+  ticket_keys = 2,
+  key = 3,
+  chain = 4
+};  // a key is followed by its chain
 
 void put(std::string& out, Kind kind, std::string_view bytes) {
   auto size = static_cast<uint32_t>(bytes.size());
@@ -50,7 +55,8 @@ Result<std::string_view> check_frame(std::string_view bytes) {
   if (!bytes.starts_with(kMagic)) return fail("vault: not a vault of this version");
   std::string_view body = bytes.substr(0, bytes.size() - kDigest);
   auto digest = tls::sha256(body);
-  if (CRYPTO_memcmp(digest.data(), bytes.data() + body.size(), kDigest) != 0) return fail("vault: the checksum is wrong");
+  if (CRYPTO_memcmp(digest.data(), bytes.data() + body.size(), kDigest) != 0)
+    return fail("vault: the checksum is wrong");
   return body.substr(kMagic.size());
 }
 
@@ -75,7 +81,8 @@ std::string encode_vault(const VaultContents& contents) {
   std::string out(kMagic);
   if (contents.trust) put(out, Kind::roots, contents.trust->pem());
   if (contents.ticket_keys) {
-    put(out, Kind::ticket_keys, {reinterpret_cast<const char*>(contents.ticket_keys.get()), sizeof(tls::TicketKeys)});
+    put(out, Kind::ticket_keys,
+        {reinterpret_cast<const char*>(contents.ticket_keys.get()), sizeof(tls::TicketKeys)});
   }
   for (const auto& credential : contents.credentials) {
     Wiped key{credential->key_pem()};
@@ -94,7 +101,8 @@ Result<VaultContents> decode_vault(std::string_view bytes, std::vector<std::stri
   while (!body->empty()) {
     auto record = take(*body);
     if (!record) return fail("vault: a record runs past the end");
-    if ((record->kind == Kind::chain) != key.has_value()) return fail("vault: a key and its chain are not together");
+    if ((record->kind == Kind::chain) != key.has_value())
+      return fail("vault: a key and its chain are not together");
     switch (record->kind) {
       case Kind::roots: {
         auto trust = tls::TrustBundle::from_pem(record->bytes);
@@ -105,7 +113,9 @@ Result<VaultContents> decode_vault(std::string_view bytes, std::vector<std::stri
       case Kind::ticket_keys:
         if (auto read = read_ticket_keys(record->bytes, out); !read) return std::unexpected(read.error());
         break;
-      case Kind::key: key = record->bytes; break;
+      case Kind::key:
+        key = record->bytes;
+        break;
       case Kind::chain: {
         auto credential = tls::Credential::from_pem(*std::exchange(key, std::nullopt), record->bytes);
         if (credential) {
@@ -115,7 +125,8 @@ Result<VaultContents> decode_vault(std::string_view bytes, std::vector<std::stri
         }
         break;
       }
-      default: return fail("vault: a record of an unknown kind");
+      default:
+        return fail("vault: a record of an unknown kind");
     }
   }
   if (key) return fail("vault: a key without a chain at the end");
@@ -128,7 +139,8 @@ Result<Fd> write_vault(const VaultContents& contents) {
   Fd file(::memfd_create("nodemesh-vault", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!file) return fail_errno("vault: memfd_create");
   for (size_t at = 0; at < sealed.bytes.size();) {
-    ssize_t put = ::pwrite(file.get(), sealed.bytes.data() + at, sealed.bytes.size() - at, static_cast<off_t>(at));
+    ssize_t put =
+        ::pwrite(file.get(), sealed.bytes.data() + at, sealed.bytes.size() - at, static_cast<off_t>(at));
     if (put < 0 && errno == EINTR) continue;
     if (put <= 0) return fail_errno("vault: write");
     at += static_cast<size_t>(put);
@@ -140,10 +152,12 @@ Result<Fd> write_vault(const VaultContents& contents) {
 Result<VaultContents> read_vault(int fd, std::vector<std::string>* dropped) {
   int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals < 0) return fail_errno("vault: F_GET_SEALS (is it a memfd?)");
-  if ((seals & kSeals) != kSeals) return fail("vault: the descriptor is not sealed, so its content may still change");
-  struct stat info {};
+  if ((seals & kSeals) != kSeals)
+    return fail("vault: the descriptor is not sealed, so its content may still change");
+  struct stat info{};
   if (::fstat(fd, &info) != 0) return fail_errno("vault: fstat");
-  if (info.st_size < 0 || static_cast<size_t>(info.st_size) > kMaxVault) return fail("vault: larger than 64 MiB");
+  if (info.st_size < 0 || static_cast<size_t>(info.st_size) > kMaxVault)
+    return fail("vault: larger than 64 MiB");
   Wiped sealed{std::string(static_cast<size_t>(info.st_size), '\0')};
   for (size_t at = 0; at < sealed.bytes.size();) {
     ssize_t got = ::pread(fd, sealed.bytes.data() + at, sealed.bytes.size() - at, static_cast<off_t>(at));

@@ -14,6 +14,7 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kTick = seconds(1);
+constexpr uint64_t kTicksPerExpiry = 30;
 
 identity::CredentialStore::Settings store_settings(const ControlOptions& options) {
   identity::CredentialStore::Settings settings;
@@ -58,7 +59,9 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
         if (drained_) std::exchange(drained_, nullptr)();
       }) {}
 
-Control::~Control() {
+Control::~Control() { stop_workers(); }
+
+void Control::stop_workers() {
   for (auto& worker : workers_) worker->stop_and_join();
 }
 
@@ -153,11 +156,15 @@ void Control::store_keys() {
 void Control::tick() {
   if (keys_dirty_) store_keys();
   link_.want_kernel_stats();
-  std::set<std::pair<std::string, std::string>> live;
-  for (const auto& workload : snapshot_->workloads()) live.emplace(workload->ns, workload->workload_name);
   if (drained_) ask_open();
-  metrics_.expire([&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
+  if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
+}
+
+void Control::expire_series() {
+  std::set<std::pair<std::string_view, std::string_view>> live;
+  for (const auto& workload : snapshot_->workloads()) live.emplace(workload->ns, workload->workload_name);
+  metrics_.expire([&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
 }
 
 void Control::ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) {

@@ -49,6 +49,9 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // No new connections; `done` runs when none is left or `limit` has passed.
   void drain(milliseconds limit, std::move_only_function<void()> done);
 
+  // Ends what is open and joins the workers' threads.
+  void stop_workers();
+
   // For the admin port; on the control thread.
   const std::shared_ptr<const model::Snapshot>& snapshot() const { return snapshot_; }
   const std::vector<kube::Status>& statuses() const { return statuses_; }
@@ -96,6 +99,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void store_keys();
   void tick();
   void ask_open();
+  void expire_series();
   size_t rejected() const;
 
   io::Reactor& reactor_;
@@ -118,6 +122,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // Workers waiting for sockets, in the order they asked; the warden answers in order.
   std::map<std::pair<uint64_t, warden::SocketKind>, std::vector<size_t>> askers_;
   bool pods_known_ = false, keys_dirty_ = false;
+  uint64_t ticks_ = 0;
   io::Timer ticker_;
   io::Timer drain_timer_;
   std::move_only_function<void()> drained_;

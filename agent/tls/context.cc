@@ -27,11 +27,13 @@ Result<SslCtxPtr> make_context(const Verifier& verifier, const SSL_METHOD* metho
   if (!ctx) return fail("TLS: cannot make a context: " + take_openssl_error());
   bool ok = SSL_CTX_set_min_proto_version(ctx.get(), TLS1_3_VERSION) == 1 &&
             SSL_CTX_set_max_proto_version(ctx.get(), TLS1_3_VERSION) == 1 &&
-            SSL_CTX_set_ciphersuites(ctx.get(), kSuites) == 1 && SSL_CTX_set1_groups_list(ctx.get(), kGroups) == 1 &&
+            SSL_CTX_set_ciphersuites(ctx.get(), kSuites) == 1 &&
+            SSL_CTX_set1_groups_list(ctx.get(), kGroups) == 1 &&
             SSL_CTX_set1_sigalgs_list(ctx.get(), kSignatures) == 1;
   if (!ok) return fail("TLS: this OpenSSL refuses our parameters: " + take_openssl_error());
   SSL_CTX_set_security_level(ctx.get(), 2);
-  // The fake ChangeCipherSpec of RFC 8446 D.4 serves middleboxes; between nodes it is one more record to parse.
+  // The fake ChangeCipherSpec of RFC 8446 D.4 serves middleboxes; between nodes it is one more record to
+  // parse.
   SSL_CTX_clear_options(ctx.get(), SSL_OP_ENABLE_MIDDLEBOX_COMPAT);
   SSL_CTX_set_options(ctx.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE);
   // NO_AUTO_CHAIN: OpenSSL would otherwise verify and build our own chain anew in each handshake.
@@ -46,31 +48,39 @@ Result<SslCtxPtr> make_context(const Verifier& verifier, const SSL_METHOD* metho
 Result<> present(SSL* ssl, const Credential* credential, WallClock::time_point now) {
   if (credential == nullptr) return fail(Reason::NO_IDENTITY, "no certificate is available for the workload");
   if (!credential->valid_at(now)) {
-    return fail(Reason::NO_IDENTITY, "the certificate of " + credential->uri() +
-                                         (now < credential->not_before() ? " is not yet valid" : " has expired"));
+    return fail(Reason::NO_IDENTITY,
+                "the certificate of " + credential->uri() +
+                    (now < credential->not_before() ? " is not yet valid" : " has expired"));
   }
-  if (SSL_use_cert_and_key(ssl, credential->leaf(), credential->key(), credential->intermediates(), 1) == 1) return {};
-  return fail(Reason::NO_IDENTITY, "the certificate of " + credential->uri() + " was refused: " + take_openssl_error());
+  if (SSL_use_cert_and_key(ssl, credential->leaf(), credential->key(), credential->intermediates(), 1) == 1)
+    return {};
+  return fail(Reason::NO_IDENTITY,
+              "the certificate of " + credential->uri() + " was refused: " + take_openssl_error());
 }
 
 }  // namespace
 
 std::string_view alpn_name(Alpn alpn) {
   switch (alpn) {
-    case Alpn::nm1: return "nm1";
-    case Alpn::h2: return "h2";
-    case Alpn::none: break;
+    case Alpn::nm1:
+      return "nm1";
+    case Alpn::h2:
+      return "h2";
+    case Alpn::none:
+      break;
   }
   return "";
 }
 
-// OpenSSL's side of both contexts: plain functions that find the connection's Handshake and store verdicts there.
+// OpenSSL's side of both contexts: plain functions that find the connection's Handshake and store verdicts
+// there.
 struct ContextCallbacks {
   // The ALPN callback below is not called for a client that offers nothing at all.
   static int on_client_hello(SSL* ssl, int* alert, void*) {
     const unsigned char* data = nullptr;
     size_t size = 0;
-    if (SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_application_layer_protocol_negotiation, &data, &size) == 1) {
+    if (SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_application_layer_protocol_negotiation, &data, &size) ==
+        1) {
       return SSL_CLIENT_HELLO_SUCCESS;
     }
     refuse(ssl, Reason::ALPN_MISMATCH, "the client offered no ALPN");
@@ -86,8 +96,6 @@ struct ContextCallbacks {
       if (name == "nm1") {
         *out = in + at + 1;
         *out_size = 3;
-        // One of ours: it may come back without certificates. A client keeps its first ticket (see offer_session).
-        SSL_set_num_tickets(ssl, SSL_session_reused(ssl) ? 0 : 1);
         return SSL_TLSEXT_ERR_OK;
       }
       if (name == "h2") h2 = in + at + 1;
@@ -105,13 +113,15 @@ struct ContextCallbacks {
     auto* ssl = static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
     Handshake* handshake = handshake_of(ssl);
     PeerRole role = SSL_is_server(ssl) ? PeerRole::client : PeerRole::server;
-    auto peer = handshake->verifier->verify(X509_STORE_CTX_get0_cert(store), X509_STORE_CTX_get0_untrusted(store), role);
+    auto peer = handshake->verifier->verify(X509_STORE_CTX_get0_cert(store),
+                                            X509_STORE_CTX_get0_untrusted(store), role);
     if (peer && handshake->accepted && !any_matches(*handshake->accepted, (*peer)->id)) {
       peer = fail(Reason::PEER_ID_MISMATCH, "the server is " + (*peer)->uri + ", which is not accepted here");
     }
     if (!peer) {
       refuse(ssl, peer.error().reason, std::move(peer.error().message));
-      X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_REJECTED);  // the alert bad_certificate tells the peer no more
+      X509_STORE_CTX_set_error(store,
+                               X509_V_ERR_CERT_REJECTED);  // the alert bad_certificate tells the peer no more
       return 0;
     }
     handshake->peer.identity = std::move(*peer);
@@ -125,8 +135,8 @@ struct ContextCallbacks {
     return 0;  // we took a reference of our own
   }
 
-  static int on_ticket_key(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
-                           int sealing) {
+  static int on_ticket_key(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher,
+                           EVP_MAC_CTX* mac, int sealing) {
     auto keys = handshake_of(ssl)->server->keys_;
     if (!keys) return 0;
     const TicketKeys::Key* key = &keys->current;
@@ -138,9 +148,10 @@ struct ContextCallbacks {
       if (std::memcmp(name, key->name.data(), key->name.size()) != 0) return 0;
     }
     char digest[] = "SHA256";
-    OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_octet_string(OSSL_MAC_PARAM_KEY, const_cast<uint8_t*>(key->hmac.data()), key->hmac.size()),
-        OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, digest, 0), OSSL_PARAM_construct_end()};
+    OSSL_PARAM params[] = {OSSL_PARAM_construct_octet_string(
+                               OSSL_MAC_PARAM_KEY, const_cast<uint8_t*>(key->hmac.data()), key->hmac.size()),
+                           OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, digest, 0),
+                           OSSL_PARAM_construct_end()};
     if (EVP_MAC_CTX_set_params(mac, params) != 1) return -1;
     const EVP_CIPHER* aes = EVP_aes_256_cbc();
     int ok = sealing ? EVP_EncryptInit_ex2(cipher, aes, key->aes.data(), iv, nullptr)
@@ -156,8 +167,8 @@ struct ContextCallbacks {
     return SSL_SESSION_set1_ticket_appdata(SSL_get_session(ssl), data.data(), data.size());
   }
 
-  // The client's certificate is not seen again on resumption, so what was true of it is checked here: its time, the
-  // roots, the trust domain. If not, the handshake goes on in full.
+  // The client's certificate is not seen again on resumption, so what was true of it is checked here: its
+  // time, the roots, the trust domain. If not, the handshake goes on in full.
   static SSL_TICKET_RETURN on_open_ticket(SSL* ssl, SSL_SESSION* session, const unsigned char*, size_t,
                                           SSL_TICKET_STATUS status, void*) {
     if (status != SSL_TICKET_SUCCESS) return SSL_TICKET_RETURN_IGNORE_RENEW;
@@ -175,10 +186,12 @@ struct ContextCallbacks {
 Result<std::shared_ptr<const TicketKeys>> TicketKeys::random() {
   TicketKeys keys{};
   auto fill = [](Key& key) {
-    return RAND_bytes(key.name.data(), key.name.size()) == 1 && RAND_priv_bytes(key.aes.data(), key.aes.size()) == 1 &&
+    return RAND_bytes(key.name.data(), key.name.size()) == 1 &&
+           RAND_priv_bytes(key.aes.data(), key.aes.size()) == 1 &&
            RAND_priv_bytes(key.hmac.data(), key.hmac.size()) == 1;
   };
-  if (!fill(keys.current) || !fill(keys.previous)) return fail("no random bytes for session tickets: " + take_openssl_error());
+  if (!fill(keys.current) || !fill(keys.previous))
+    return fail("no random bytes for session tickets: " + take_openssl_error());
   return std::make_shared<const TicketKeys>(keys);
 }
 
@@ -193,7 +206,8 @@ Result<std::shared_ptr<const TicketKeys>> TicketKeys::rotate(const TicketKeys& o
 ServerContext::~ServerContext() = default;
 ClientContext::~ClientContext() = default;
 
-Result<std::unique_ptr<ServerContext>> ServerContext::create(Verifier& verifier, std::shared_ptr<const TicketKeys> keys) {
+Result<std::unique_ptr<ServerContext>> ServerContext::create(Verifier& verifier,
+                                                             std::shared_ptr<const TicketKeys> keys) {
   auto ctx = make_context(verifier, TLS_server_method());
   if (!ctx) return std::unexpected(ctx.error());
   std::unique_ptr<ServerContext> out(new ServerContext(verifier));
@@ -203,9 +217,10 @@ Result<std::unique_ptr<ServerContext>> ServerContext::create(Verifier& verifier,
   SSL_CTX_set_client_hello_cb(raw, ContextCallbacks::on_client_hello, nullptr);
   SSL_CTX_set_alpn_select_cb(raw, ContextCallbacks::on_alpn, nullptr);
   SSL_CTX_set_session_cache_mode(raw, SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_num_tickets(raw, 0);
+  SSL_CTX_set_num_tickets(raw, 0);  // see send_ticket
   SSL_CTX_set_tlsext_ticket_key_evp_cb(raw, ContextCallbacks::on_ticket_key);
-  SSL_CTX_set_session_ticket_cb(raw, ContextCallbacks::on_seal_ticket, ContextCallbacks::on_open_ticket, nullptr);
+  SSL_CTX_set_session_ticket_cb(raw, ContextCallbacks::on_seal_ticket, ContextCallbacks::on_open_ticket,
+                                nullptr);
   out->ctx_ = std::move(*ctx);
   out->set_ticket_keys(std::move(keys));
   return out;
@@ -223,7 +238,8 @@ void ServerContext::set_ticket_keys(std::shared_ptr<const TicketKeys> keys) {
 Result<SslPtr> ServerContext::accept(std::shared_ptr<const Credential> credential) {
   SslPtr ssl(SSL_new(ctx_.get()));
   if (!ssl) return fail(Reason::TLS_FAILED, "TLS: no memory for a connection: " + take_openssl_error());
-  if (auto done = present(ssl.get(), credential.get(), verifier_.now()); !done) return std::unexpected(done.error());
+  if (auto done = present(ssl.get(), credential.get(), verifier_.now()); !done)
+    return std::unexpected(done.error());
   // Without a context of its own a ticket of one pod's listener would open another's.
   const auto& context = credential->session_context();
   SSL_set_session_id_context(ssl.get(), context.data(), context.size());
@@ -248,13 +264,18 @@ Result<std::unique_ptr<ClientContext>> ClientContext::create(Verifier& verifier,
 }
 
 Result<SslPtr> ClientContext::connect(std::shared_ptr<const Credential> credential,
-                                      std::shared_ptr<const AcceptedPeers> accepted, std::string session_key) {
+                                      std::shared_ptr<const AcceptedPeers> accepted,
+                                      std::string session_key) {
   SslPtr ssl(SSL_new(ctx_.get()));
   if (!ssl) return fail(Reason::TLS_FAILED, "TLS: no memory for a connection: " + take_openssl_error());
-  if (auto done = present(ssl.get(), credential.get(), verifier_.now()); !done) return std::unexpected(done.error());
+  if (auto done = present(ssl.get(), credential.get(), verifier_.now()); !done)
+    return std::unexpected(done.error());
   if (!accepted) accepted = std::make_shared<const AcceptedPeers>();  // none: nobody
-  attach(ssl.get(), Handshake{.verifier = &verifier_, .client = this, .credential = std::move(credential),
-                              .accepted = std::move(accepted), .session_key = std::move(session_key)});
+  attach(ssl.get(), Handshake{.verifier = &verifier_,
+                              .client = this,
+                              .credential = std::move(credential),
+                              .accepted = std::move(accepted),
+                              .session_key = std::move(session_key)});
   SSL_set_connect_state(ssl.get());
   offer_session(ssl.get());
   return ssl;
@@ -269,8 +290,8 @@ void ClientContext::offer_session(SSL* ssl) {
     drop_session(found->first);
     return;
   }
-  // A copy: OpenSSL marks a TLS 1.3 session as used up at its first resumption, and what it derives from it too. RFC
-  // 8446 C.4 asks for single use to hide clients from observers, who here see pod addresses anyway.
+  // A copy: OpenSSL marks a TLS 1.3 session as used up at its first resumption, and what it derives from it
+  // too. RFC 8446 C.4 asks for single use to hide clients from observers, who here see pod addresses anyway.
   SessionPtr copy(SSL_SESSION_dup(kept.session.get()));
   if (copy && SSL_set_session(ssl, copy.get()) == 1) handshake->resumable = kept.peer;
 }
@@ -285,7 +306,8 @@ void ClientContext::keep_session(SSL* ssl, SSL_SESSION* session) {
   drop_session(handshake->session_key);
   if (cache_.size() >= limit_) drop_session(*oldest_first_.front());
   SSL_SESSION_up_ref(session);
-  auto entry = cache_.emplace(handshake->session_key, Resumable{SessionPtr(session), peer->identity, {}}).first;
+  auto entry =
+      cache_.emplace(handshake->session_key, Resumable{SessionPtr(session), peer->identity, {}}).first;
   entry->second.age = oldest_first_.insert(oldest_first_.end(), &entry->first);
 }
 

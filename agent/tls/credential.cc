@@ -12,19 +12,23 @@
 namespace nodemesh::tls {
 namespace {
 
-bool self_signed(X509* certificate) { return X509_self_signed(certificate, 0) == 1; }
+bool self_signed(X509* certificate) {
+  return X509_self_signed(certificate, 0) == 1;
+}
 
 Result<> check_key_type(EVP_PKEY* key) {
   int bits = EVP_PKEY_get_bits(key);
   if (EVP_PKEY_is_a(key, "EC") && bits >= 256) return {};
   if (EVP_PKEY_is_a(key, "RSA") && bits >= 2048) return {};
-  return fail(fmt::format("private key: {} of {} bits is not accepted; use ECDSA P-256 or RSA of at least 2048 bits",
-                          EVP_PKEY_get0_type_name(key) ? EVP_PKEY_get0_type_name(key) : "a key", bits));
+  return fail(
+      fmt::format("private key: {} of {} bits is not accepted; use ECDSA P-256 or RSA of at least 2048 bits",
+                  EVP_PKEY_get0_type_name(key) ? EVP_PKEY_get0_type_name(key) : "a key", bits));
 }
 
 }  // namespace
 
-Result<std::shared_ptr<const Credential>> Credential::from_pem(std::string_view key_pem, std::string_view chain_pem) {
+Result<std::shared_ptr<const Credential>> Credential::from_pem(std::string_view key_pem,
+                                                               std::string_view chain_pem) {
   std::shared_ptr<Credential> out(new Credential);
   auto key = parse_private_key(key_pem);
   if (!key) return std::unexpected(key.error());
@@ -37,7 +41,8 @@ Result<std::shared_ptr<const Credential>> Credential::from_pem(std::string_view 
   out->leaf_ = std::move(certificates->front());
   if (X509_check_private_key(out->leaf(), out->key()) != 1) {
     take_openssl_error();
-    return fail("certificate chain: the first certificate is not for this private key (the leaf must come first)");
+    return fail(
+        "certificate chain: the first certificate is not for this private key (the leaf must come first)");
   }
   auto id = identity_in(out->leaf());
   if (!id) return std::unexpected(id.error());
@@ -53,7 +58,8 @@ Result<std::shared_ptr<const Credential>> Credential::from_pem(std::string_view 
   out->not_after_ = *until;
   for (size_t i = 1; i < certificates->size(); ++i) {
     X509Ptr& certificate = (*certificates)[i];
-    if (auto end = to_time(X509_get0_notAfter(certificate.get())); end && *end < out->not_after_) out->not_after_ = *end;
+    if (auto end = to_time(X509_get0_notAfter(certificate.get())); end && *end < out->not_after_)
+      out->not_after_ = *end;
     if (self_signed(certificate.get())) continue;
     if (!out->intermediates_) out->intermediates_.reset(sk_X509_new_null());
     sk_X509_push(out->intermediates_.get(), certificate.release());
@@ -62,7 +68,9 @@ Result<std::shared_ptr<const Credential>> Credential::from_pem(std::string_view 
   return out;
 }
 
-std::string Credential::key_pem() const { return to_pem(key()); }
+std::string Credential::key_pem() const {
+  return to_pem(key());
+}
 
 std::string Credential::chain_pem() const {
   std::string out = to_pem(leaf());

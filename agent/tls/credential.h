@@ -1,5 +1,6 @@
-// What a workload proves its identity with (Credential: key, certificate chain) and what it trusts (TrustBundle:
-// roots). Both are immutable and published as shared_ptr<const>; built on the control thread, used by every worker.
+// What a workload proves its identity with (Credential: key, certificate chain) and what it trusts
+// (TrustBundle: roots). Both are immutable and published as shared_ptr<const>; built on the control thread,
+// used by every worker.
 #pragma once
 
 #include <array>
@@ -18,11 +19,12 @@ namespace nodemesh::tls {
 
 class Credential {
  public:
-  // `key_pem`: one unencrypted private key (ECDSA P-256, or RSA of at least 2048 bits from a foreign CA's tooling).
-  // `chain_pem`: leaf first, then intermediates; self-signed roots at the end are left out of what is sent, since a
-  // peer trusts only its own copy. Errors name the part that is wrong: no PEM block, key and leaf differ, no or more than one
-  // SPIFFE id, not_after before not_before.
-  static Result<std::shared_ptr<const Credential>> from_pem(std::string_view key_pem, std::string_view chain_pem);
+  // `key_pem`: one unencrypted private key (ECDSA P-256, or RSA of at least 2048 bits from a foreign CA's
+  // tooling). `chain_pem`: leaf first, then intermediates; self-signed roots at the end are left out of what
+  // is sent, since a peer trusts only its own copy. Errors name the part that is wrong: no PEM block, key and
+  // leaf differ, no or more than one SPIFFE id, not_after before not_before.
+  static Result<std::shared_ptr<const Credential>> from_pem(std::string_view key_pem,
+                                                            std::string_view chain_pem);
 
   const SpiffeId& id() const { return id_; }
   const std::string& uri() const { return uri_; }
@@ -37,7 +39,7 @@ class Credential {
   const std::array<uint8_t, 32>& session_context() const { return session_context_; }
   X509* leaf() const { return leaf_.get(); }
   EVP_PKEY* key() const { return key_.get(); }
-  STACK_OF(X509)* intermediates() const { return intermediates_.get(); }  // null when there are none
+  STACK_OF(X509) * intermediates() const { return intermediates_.get(); }  // null when there are none
 
   // The same material again, for the vault. The key is secret: never logged, never sent.
   std::string key_pem() const;
@@ -54,8 +56,8 @@ class Credential {
   WallClock::time_point not_before_, not_after_;
 };
 
-// The roots that peers' chains must end in. `generation` is a hash of the set: verified chains and resumption secrets
-// of another generation count no more, and the same roots after a restart are the same generation.
+// The roots that peers' chains must end in. `generation` is a hash of the set: verified chains and resumption
+// secrets of another generation count no more, and the same roots after a restart are the same generation.
 class TrustBundle {
  public:
   // One or more certificates; an expired one is kept (it simply verifies nothing), garbage is an error.

@@ -1,5 +1,5 @@
-// What one connection's handshake knows: hung on the SSL object, freed with it. For the files of this folder only;
-// others use context.h.
+// What one connection's handshake knows: hung on the SSL object, freed with it. For the files of this folder
+// only; others use context.h.
 #pragma once
 
 #include <memory>
@@ -16,10 +16,10 @@ struct Handshake {
   ServerContext* server = nullptr;  // one of these two
   ClientContext* client = nullptr;
   std::shared_ptr<const Credential> credential;
-  std::shared_ptr<const AcceptedPeers> accepted;    // null at a server
+  std::shared_ptr<const AcceptedPeers> accepted;  // null at a server
   std::string session_key;
-  std::shared_ptr<const PeerIdentity> resumable;    // of the session offered or the ticket opened
-  std::optional<Error> refused;                     // the first verdict of a callback
+  std::shared_ptr<const PeerIdentity> resumable;  // of the session offered or the ticket opened
+  std::optional<Error> refused;                   // the first verdict of a callback
   Peer peer;
   bool finished = false;
 };

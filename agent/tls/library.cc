@@ -12,8 +12,8 @@
 namespace nodemesh::tls {
 namespace {
 
-// OpenSSL's default provider and, by operation, the part of its algorithm tables that we show. A constant once built:
-// OpenSSL asks for the tables without saying which context asks, and may do so on any thread.
+// OpenSSL's default provider and, by operation, the part of its algorithm tables that we show. A constant
+// once built: OpenSSL asks for the tables without saying which context asks, and may do so on any thread.
 struct Shown {
   OSSL_PROVIDER* base = OSSL_PROVIDER_load(nullptr, "default");
   std::array<std::vector<OSSL_ALGORITHM>, OSSL_OP__HIGHEST + 1> tables;
@@ -32,16 +32,22 @@ struct Shown {
   static bool needed(int operation, const OSSL_ALGORITHM& algorithm) {
     std::string_view names = algorithm.algorithm_names;  // "EC:id-ecPublicKey:1.2.840.10045.2.1"
     std::string_view name = names.substr(0, names.find(':'));
-    std::string_view properties = algorithm.property_definition != nullptr ? algorithm.property_definition : "";
+    std::string_view properties =
+        algorithm.property_definition != nullptr ? algorithm.property_definition : "";
     auto has = [&](std::string_view text) { return properties.find(text) != std::string_view::npos; };
     switch (operation) {
       case OSSL_OP_KEYMGMT:
-        return name == "EC" || name == "RSA" || name == "X25519" || name == "HKDF" || name == "HMAC" || name == "TLS1-PRF";
+        // RSA-PSS: without it TLS would not offer its signatures, not even by ordinary RSA keys.
+        return name == "EC" || name == "RSA" || name == "RSA-PSS" || name == "X25519" || name == "HKDF" ||
+               name == "HMAC" || name == "TLS1-PRF";
       // What a certificate holds; keys of our own come from the default context.
-      case OSSL_OP_DECODER: return (name == "EC" || name == "RSA") && has("input=der") && has("SubjectPublicKeyInfo");
+      case OSSL_OP_DECODER:
+        return (name == "EC" || name == "RSA") && has("input=der") && has("SubjectPublicKeyInfo");
       case OSSL_OP_ENCODER:
-      case OSSL_OP_STORE: return false;
-      default: return true;
+      case OSSL_OP_STORE:
+        return false;
+      default:
+        return true;
     }
   }
 };
@@ -53,7 +59,9 @@ const Shown& shown() {
 
 const OSSL_ALGORITHM* query(void*, int operation, int* no_cache) {
   *no_cache = 0;
-  return operation >= 1 && operation <= OSSL_OP__HIGHEST ? shown().tables[static_cast<size_t>(operation)].data() : nullptr;
+  return operation >= 1 && operation <= OSSL_OP__HIGHEST
+             ? shown().tables[static_cast<size_t>(operation)].data()
+             : nullptr;
 }
 
 // TLS asks here for the groups.
@@ -71,7 +79,8 @@ OSSL_DISPATCH entry(int id, Function* function) {
 int start(const OSSL_CORE_HANDLE*, const OSSL_DISPATCH*, const OSSL_DISPATCH** functions, void** context) {
   static const OSSL_DISPATCH table[] = {entry(OSSL_FUNC_PROVIDER_QUERY_OPERATION, query),
                                         entry(OSSL_FUNC_PROVIDER_GET_CAPABILITIES, capabilities),
-                                        entry(OSSL_FUNC_PROVIDER_TEARDOWN, teardown), {0, nullptr}};
+                                        entry(OSSL_FUNC_PROVIDER_TEARDOWN, teardown),
+                                        {0, nullptr}};
   *functions = table;
   *context = OSSL_PROVIDER_get0_provider_ctx(shown().base);
   return 1;
@@ -86,7 +95,8 @@ Result<std::unique_ptr<Library>> Library::create() {
     return fail("TLS: OpenSSL's default provider cannot be used: " + take_openssl_error());
   }
   out->provider_ = OSSL_PROVIDER_load(out->context_, "nodemesh");
-  if (out->provider_ == nullptr) return fail("TLS: OpenSSL's default provider cannot be used: " + take_openssl_error());
+  if (out->provider_ == nullptr)
+    return fail("TLS: OpenSSL's default provider cannot be used: " + take_openssl_error());
   return out;
 }
 

@@ -9,7 +9,9 @@
 namespace nodemesh::tls {
 namespace {
 
-BioPtr reading(std::string_view text) { return BioPtr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
+BioPtr reading(std::string_view text) {
+  return BioPtr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+}
 
 std::string written(BIO* bio) {
   char* data = nullptr;
@@ -18,7 +20,9 @@ std::string written(BIO* bio) {
 }
 
 // An encrypted key would otherwise prompt on the terminal.
-int no_password(char*, int, int, void*) { return -1; }
+int no_password(char*, int, int, void*) {
+  return -1;
+}
 
 }  // namespace
 
@@ -87,7 +91,8 @@ std::array<uint8_t, 32> sha256(std::string_view bytes) {
 
 Result<WallClock::time_point> to_time(const ASN1_TIME* time) {
   std::tm parts{};
-  if (time == nullptr || ASN1_TIME_to_tm(time, &parts) != 1) return fail("a certificate's time does not parse");
+  if (time == nullptr || ASN1_TIME_to_tm(time, &parts) != 1)
+    return fail("a certificate's time does not parse");
   return WallClock::from_time_t(timegm(&parts));
 }
 

@@ -1,5 +1,5 @@
-// Owning pointers for OpenSSL's objects and the conversions every user of them needs. The one header of ours that
-// includes OpenSSL. No state; any thread.
+// Owning pointers for OpenSSL's objects and the conversions every user of them needs. The one header of ours
+// that includes OpenSSL. No state; any thread.
 #pragma once
 
 #include <openssl/bio.h>
@@ -25,13 +25,15 @@ struct Freed {
     free(pointer);
   }
 };
-// OpenSSL marks the session of a connection that ends without close_notify as not resumable, a rule that TLS 1.1
-// dropped; between agents a lost connection is the very moment to resume.
+// OpenSSL marks the session of a connection that ends without close_notify as not resumable, a rule that
+// TLS 1.1 dropped; between agents a lost connection is the very moment to resume.
 inline void free_ssl(SSL* ssl) {
   SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
   SSL_free(ssl);
 }
-inline void free_stack(STACK_OF(X509) * stack) { sk_X509_pop_free(stack, X509_free); }
+inline void free_stack(STACK_OF(X509) * stack) {
+  sk_X509_pop_free(stack, X509_free);
+}
 
 using PkeyPtr = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY_free>>;
 using X509Ptr = std::unique_ptr<X509, Freed<X509_free>>;
@@ -45,11 +47,12 @@ using BioPtr = std::unique_ptr<BIO, Freed<BIO_free_all>>;
 using MdCtxPtr = std::unique_ptr<EVP_MD_CTX, Freed<EVP_MD_CTX_free>>;
 using MdPtr = std::unique_ptr<EVP_MD, Freed<EVP_MD_free>>;
 
-// The newest entry of this thread's OpenSSL error queue as text, and the queue emptied: an entry left behind would be
-// read as the outcome of the next connection's call.
+// The newest entry of this thread's OpenSSL error queue as text, and the queue emptied: an entry left behind
+// would be read as the outcome of the next connection's call.
 std::string take_openssl_error();
 
-// All CERTIFICATE blocks of `pem`, in order. Text between blocks is ignored; a block that does not parse is an error.
+// All CERTIFICATE blocks of `pem`, in order. Text between blocks is ignored; a block that does not parse is
+// an error.
 Result<std::vector<X509Ptr>> parse_certificates(std::string_view pem);
 std::string to_pem(X509* certificate);
 std::string to_pem(EVP_PKEY* key);  // PKCS#8, unencrypted: secret

@@ -10,11 +10,14 @@ namespace {
 constexpr std::string_view kScheme = "spiffe://";
 constexpr size_t kMaxUri = 2048;  // SPIFFE ID specification 2.3
 
-bool is_lower_alnum(char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); }
+bool is_lower_alnum(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+}
 
 bool is_trust_domain(std::string_view text) {
-  return !text.empty() && text.size() <= 255 &&
-         std::ranges::all_of(text, [](char c) { return is_lower_alnum(c) || c == '-' || c == '.' || c == '_'; });
+  return !text.empty() && text.size() <= 255 && std::ranges::all_of(text, [](char c) {
+    return is_lower_alnum(c) || c == '-' || c == '.' || c == '_';
+  });
 }
 
 // RFC 1123: what Kubernetes takes as the name of a Namespace.
@@ -50,7 +53,12 @@ bool take_segment(std::string_view& text, std::string_view& segment) {
 std::string SpiffeId::uri() const {
   std::string out;
   out.reserve(kScheme.size() + trust_domain.size() + ns.size() + service_account.size() + 8);
-  return out.append(kScheme).append(trust_domain).append("/ns/").append(ns).append("/sa/").append(service_account);
+  return out.append(kScheme)
+      .append(trust_domain)
+      .append("/ns/")
+      .append(ns)
+      .append("/sa/")
+      .append(service_account);
 }
 
 Result<SpiffeId> SpiffeId::parse(std::string_view uri) {

@@ -15,7 +15,8 @@ using NamesPtr = std::unique_ptr<GENERAL_NAMES, Freed<GENERAL_NAMES_free>>;
 // Narrows [from, until) to the validity of `certificate`.
 Result<> narrow(X509* certificate, WallClock::time_point& from, WallClock::time_point& until) {
   auto begin = to_time(X509_get0_notBefore(certificate)), end = to_time(X509_get0_notAfter(certificate));
-  if (!begin || !end) return fail(Reason::PEER_CERT_INVALID, "the peer's certificate has a validity that does not parse");
+  if (!begin || !end)
+    return fail(Reason::PEER_CERT_INVALID, "the peer's certificate has a validity that does not parse");
   from = std::max(from, *begin);
   until = std::min(until, *end);
   return {};
@@ -30,19 +31,22 @@ Result<> check_leaf_key(X509* leaf) {
   int bits = EVP_PKEY_get_bits(key);
   if ((EVP_PKEY_is_a(key, "EC") && bits >= 256) || (EVP_PKEY_is_a(key, "RSA") && bits >= 2048)) return {};
   const char* type = EVP_PKEY_get0_type_name(key);
-  return fail(Reason::PEER_CERT_INVALID, fmt::format("the peer's key, {} of {} bits, is not accepted", type ? type : "unknown", bits));
+  return fail(Reason::PEER_CERT_INVALID,
+              fmt::format("the peer's key, {} of {} bits, is not accepted", type ? type : "unknown", bits));
 }
 
 }  // namespace
 
 Result<SpiffeId> identity_in(X509* leaf) {
   int critical = 0;
-  NamesPtr names(static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(leaf, NID_subject_alt_name, &critical, nullptr)));
+  NamesPtr names(
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(leaf, NID_subject_alt_name, &critical, nullptr)));
   if (!names) {
     ERR_clear_error();
     // -1: absent; -2: there twice, which one reader would resolve to the first and another to the last.
-    return fail(Reason::PEER_ID_INVALID, critical == -1 ? "the certificate has no subject alternative name"
-                                                        : "the certificate's subject alternative names do not parse");
+    return fail(Reason::PEER_ID_INVALID, critical == -1
+                                             ? "the certificate has no subject alternative name"
+                                             : "the certificate's subject alternative names do not parse");
   }
   const ASN1_IA5STRING* uri = nullptr;
   for (int i = 0; i < sk_GENERAL_NAME_num(names.get()); ++i) {
@@ -114,19 +118,24 @@ void Verifier::remember(const Hash& hash, std::shared_ptr<const PeerIdentity> pe
 
 Result<> Verifier::still_valid(const PeerIdentity& peer) const {
   auto at = clock_.wall();
-  if (at >= peer.not_after) return fail(Reason::PEER_CERT_INVALID, "the certificate of " + peer.uri + " has expired");
-  if (at < peer.not_before) return fail(Reason::PEER_CERT_INVALID, "the certificate of " + peer.uri + " is not yet valid");
+  if (at >= peer.not_after)
+    return fail(Reason::PEER_CERT_INVALID, "the certificate of " + peer.uri + " has expired");
+  if (at < peer.not_before)
+    return fail(Reason::PEER_CERT_INVALID, "the certificate of " + peer.uri + " is not yet valid");
   if (!trust_ || peer.trust_generation != generation_) {
-    return fail(Reason::PEER_CERT_INVALID, "the roots changed since the certificate of " + peer.uri + " was verified");
+    return fail(Reason::PEER_CERT_INVALID,
+                "the roots changed since the certificate of " + peer.uri + " was verified");
   }
   return check_domain(peer.id);
 }
 
-Result<std::shared_ptr<const PeerIdentity>> Verifier::verify(X509* leaf, STACK_OF(X509) * chain, PeerRole role) {
+Result<std::shared_ptr<const PeerIdentity>> Verifier::verify(X509* leaf, STACK_OF(X509) * chain,
+                                                             PeerRole role) {
   if (leaf == nullptr) return fail(Reason::PEER_CERT_MISSING, "the peer presented no certificate");
   if (!trust_) return fail(Reason::PEER_CERT_INVALID, "no trust bundle is known yet");
   Hash hash;
-  if (!hash_leaf(leaf, role, hash)) return fail(Reason::PEER_CERT_INVALID, "the certificate cannot be hashed");
+  if (!hash_leaf(leaf, role, hash))
+    return fail(Reason::PEER_CERT_INVALID, "the certificate cannot be hashed");
   if (auto found = cache_.find(hash); found != cache_.end()) {
     if (still_valid(*found->second.peer)) {
       ++counters_.cached;
@@ -145,7 +154,8 @@ Result<std::shared_ptr<const PeerIdentity>> Verifier::verify(X509* leaf, STACK_O
   return peer;
 }
 
-Result<std::shared_ptr<const PeerIdentity>> Verifier::verify_chain(X509* leaf, STACK_OF(X509) * chain, PeerRole role) {
+Result<std::shared_ptr<const PeerIdentity>> Verifier::verify_chain(X509* leaf, STACK_OF(X509) * chain,
+                                                                   PeerRole role) {
   if (auto key = check_leaf_key(leaf); !key) return std::unexpected(key.error());
   X509_STORE_CTX* ctx = store_ctx_.get();
   if (X509_STORE_CTX_init(ctx, trust_->store(), leaf, chain) != 1) {
@@ -171,9 +181,12 @@ Result<std::shared_ptr<const PeerIdentity>> Verifier::verify_chain(X509* leaf, S
   int depth = X509_STORE_CTX_get_error_depth(ctx);
   X509_STORE_CTX_cleanup(ctx);
   ERR_clear_error();
-  if (!ok) return fail(Reason::PEER_CERT_INVALID, fmt::format("the peer's certificate does not verify: {} (depth {})", why, depth));
+  if (!ok)
+    return fail(Reason::PEER_CERT_INVALID,
+                fmt::format("the peer's certificate does not verify: {} (depth {})", why, depth));
   if (!narrowed) return std::unexpected(narrowed.error());
-  // A root pinned past our clock's range or a leaf inside its last second still needs a later re-check: still_valid.
+  // A root pinned past our clock's range or a leaf inside its last second still needs a later re-check:
+  // still_valid.
   auto id = identity_in(leaf);
   if (!id) return std::unexpected(id.error());
   if (auto ours = check_domain(*id); !ours) return std::unexpected(ours.error());

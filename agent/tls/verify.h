@@ -1,6 +1,7 @@
-// Decides whether a peer's certificate chain proves a SPIFFE identity of our mesh. One Verifier per worker: it
-// remembers verified leaves by hash, since an ECDSA chain verification costs as much as the rest of a handshake.
-// What it remembers is bounded, belongs to one trust generation, and is checked against the clock at each use.
+// Decides whether a peer's certificate chain proves a SPIFFE identity of our mesh. One Verifier per worker:
+// it remembers verified leaves by hash, since an ECDSA chain verification costs as much as the rest of a
+// handshake. What it remembers is bounded, belongs to one trust generation, and is checked against the clock
+// at each use.
 #pragma once
 
 #include <array>
@@ -29,8 +30,8 @@ struct PeerIdentity {
   uint64_t trust_generation = 0;
 };
 
-// The identity in a certificate: exactly one URI name in the SAN, in SPIFFE form, compared by its ASN.1 length (so a
-// NUL is refused, never a terminator). Does not verify anything else. PEER_ID_INVALID otherwise.
+// The identity in a certificate: exactly one URI name in the SAN, in SPIFFE form, compared by its ASN.1
+// length (so a NUL is refused, never a terminator). Does not verify anything else. PEER_ID_INVALID otherwise.
 Result<SpiffeId> identity_in(X509* leaf);
 
 class Verifier {
@@ -46,12 +47,13 @@ class Verifier {
   const TrustBundle* trust() const { return trust_.get(); }
   uint64_t generation() const { return generation_; }
   WallClock::time_point now() const { return clock_.wall(); }
-  // The OpenSSL context in which peers' certificates are parsed; null: OpenSSL's default, if ours could not be made.
+  // The OpenSSL context in which peers' certificates are parsed; null: OpenSSL's default, if ours could not
+  // be made.
   OSSL_LIB_CTX* library() const { return library_ ? library_->get() : nullptr; }
   bool is_our_domain(const std::string& trust_domain) const;
 
-  // `leaf` and `chain` (may be null) as the peer sent them. Errors: PEER_CERT_MISSING, PEER_CERT_INVALID (with
-  // OpenSSL's words), PEER_ID_INVALID, TRUST_DOMAIN.
+  // `leaf` and `chain` (may be null) as the peer sent them. Errors: PEER_CERT_MISSING, PEER_CERT_INVALID
+  // (with OpenSSL's words), PEER_ID_INVALID, TRUST_DOMAIN.
   Result<std::shared_ptr<const PeerIdentity>> verify(X509* leaf, STACK_OF(X509) * chain, PeerRole role);
   // An identity verified earlier, at resumption: is it still one of ours, in time and of this generation?
   Result<> still_valid(const PeerIdentity& peer) const;

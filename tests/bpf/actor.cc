@@ -15,10 +15,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "bpf/abi.h"
+
 namespace nodemesh::test {
 namespace {
 
-enum Op { kConnect, kReconnect, kListen, kMove };
+enum Op { kConnect, kReconnect, kListen };
 
 // One message with at most one descriptor.
 bool send_message(int channel, const void* data, size_t size, int fd) {
@@ -87,6 +89,8 @@ int do_connect(const Actor::Request& request, Fd& fd) {
   if (request.from != SockAddr{}) {
     set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR);
     set_option(fd.get(), SOL_IP, IP_TRANSPARENT);
+    const int mark = NM_MARK;
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
     if (int error = bind_to(fd.get(), request.from, family_of(request))) return error;
   }
   return connect_to(fd.get(), request);
@@ -122,9 +126,6 @@ int join(const char* cgroup_directory) {
         break;
       case kListen:
         error = do_listen(request, fd);
-        break;
-      case kMove:
-        error = join(request.path);
         break;
     }
     if (!send_message(channel, &error, sizeof(error), fd.get())) ::_exit(0);
@@ -192,13 +193,6 @@ Fd Actor::listen(const SockAddr& at, int family, bool reuseport) {
   errno = made.error;
   if (made.error) die("listen");
   return std::move(made.fd);
-}
-
-void Actor::move(const std::string& cgroup_directory) {
-  Request request{.op = kMove};
-  std::snprintf(request.path, sizeof(request.path), "%s", cgroup_directory.c_str());
-  errno = ask(request).error;
-  if (errno) die("move to the cgroup");
 }
 
 }  // namespace nodemesh::test

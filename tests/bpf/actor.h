@@ -25,8 +25,8 @@ class Actor {
   Actor(const Actor&) = delete;
   Actor& operator=(const Actor&) = delete;
 
-  // connect() with a limit of 2 s, from `source` if it has a port or address. Family AF_INET6 with an IPv4
-  // destination is v4-mapped; 0 picks the destination's.
+  // connect() with a limit of 2 s, from `source` if given, with the mark of borrowed addresses. Family
+  // AF_INET6 with an IPv4 destination is v4-mapped; 0 picks the destination's.
   Connected connect(const SockAddr& to, int family = 0, const SockAddr& source = {});
   // The same by ways that do not look like connect() on a TCP socket.
   Connected connect_multipath(const SockAddr& to);  // an IPPROTO_MPTCP socket
@@ -35,8 +35,6 @@ class Actor {
   int reconnect(int fd, const SockAddr& to, int family);
   // A listening socket; port 0 lets the kernel choose. With `reuseport` it may join a group.
   Fd listen(const SockAddr& at, int family, bool reuseport = false);
-  // Joins another cgroup.
-  void move(const std::string& cgroup_directory);
 
   struct Request {
     int op;
@@ -46,7 +44,6 @@ class Actor {
     bool reuseport;
     int protocol;
     bool fast_open;
-    char path[256];
   };
 
  private:

@@ -73,7 +73,7 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 [ -e /modules/veth.ko ] && insmod /modules/veth.ko
-/nodemesh_bpf_tests --no-colors=true
+/nodemesh_bpf_tests --no-colors=true -tce="what the programs cost*"
 echo "exit status $?"
 poweroff -f
 INIT
@@ -87,7 +87,7 @@ for version in "$@"; do
   make_initramfs "$version"
   kernel=$(ls "$work/$version"/boot/vmlinuz-*)
   echo "== ${kernel##*/vmlinuz-}"
-  timeout 300 qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 768 -nographic -no-reboot -net none \
+  timeout 900 qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 768 -nographic -no-reboot -net none \
     -kernel "$kernel" -initrd "$work/initramfs.gz" -append "console=ttyS0 quiet panic=-1" < /dev/null > "$work/$version.log" 2>&1 || true
   tr -d '\r' < "$work/$version.log" | grep -E '^\[doctest\] (test cases|assertions|Status)|ERROR|^TEST CASE|^exit status' | grep -B1 -E '^\[doctest|ERROR|^exit' | grep -v '^--' || true
   if ! tr -d '\r' < "$work/$version.log" | grep -q '^exit status 0$'; then

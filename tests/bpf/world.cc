@@ -101,9 +101,13 @@ World::World() : host(make_netns()), pod(make_netns()) {
     Fd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     cookie = kernel::netns_cookie(socket.get()).value();
     write_file("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
-    // What the warden's source-address setup does (transparent connections to the pod's own address).
+    // What lets the proxy borrow a client's address, as the warden sets it up.
     write_file("/proc/sys/net/ipv4/tcp_fwmark_accept", "1");
-    ip("link set lo up\n");
+    write_file("/proc/sys/net/ipv4/fwmark_reflect", "1");
+    ip(
+        fmt::format("link set lo up\nrule add pref 50 fwmark {} lookup {}\n"
+                    "route add local 0.0.0.0/0 dev lo table {}\n",
+                    NM_MARK, NM_ROUTE_TABLE, NM_ROUTE_TABLE));
   });
   inside(host, [&] {
     write_file("/proc/sys/net/ipv6/conf/default/accept_dad", "0");

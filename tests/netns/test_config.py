@@ -117,24 +117,33 @@ def test_a_folder_that_vanishes_leaves_the_last_good_state_in_force(own_mesh):
     mesh.wait_reaches(mesh.client, mesh.server)
 
 
-@pytest.mark.parametrize("fault", ["no folder", "no such node", "socket path in use"])
-def test_a_start_that_cannot_work_says_so_in_one_sentence_and_ends(lab, fault):
+@pytest.mark.parametrize("fault", ["no folder", "socket path in use", "cgroup elsewhere", "certificate authority away"])
+def test_a_start_that_cannot_work_says_so_in_one_sentence(lab, fault):
     node = lab.node("node1")
     node.pod("only", "shop")
     lab.write_manifests()
     lab.start_controller()
-    words = ()
+    named = {"no folder": lab.config_dir, "socket path in use": "admin.sock", "cgroup elsewhere": "cgroup",
+             "certificate authority away": "ca.sock"}[fault]
     if fault == "no folder":
         shutil.move(lab.config_dir, lab.config_dir + ".away")
-    elif fault == "no such node":
-        words = ("--node", "nowhere")
-    else:
+    elif fault == "socket path in use":
         os.makedirs(f"{node.run_dir}/admin.sock/taken")
-    agent = node.start_agent(ready=False, extra=words)
-    if fault == "no such node":  # a node may come before its pods: it waits, ready, and has nothing to do
-        node.wait_ready()
-        return
-    assert agent.wait(20) != 0
-    lines = [line for line in agent.output().splitlines() if line.strip()]
-    named = lab.config_dir if fault == "no folder" else "admin.sock"
-    assert any(named in line for line in lines), lines
+    elif fault == "cgroup elsewhere":
+        node.cgroup_flag = "/tmp"
+    else:
+        lab.controller.kill()
+    agent = node.start_agent(ready=False)
+    wait_for(lambda: named in agent.output(), 10, lambda: f"{named} in\n{agent.output()}")
+    if fault == "certificate authority away":  # that can mend itself: the node waits, and says so when asked
+        status, body = wait_for(lambda: node.http_get(15021, "/healthz/ready"), 10, ignore=(OSError,))
+        assert status == 503 and body.strip()
+        lab.start_controller()
+        node.wait_ready(30)
+    else:
+        assert agent.wait(20) == 1, agent.output()
+        assert "terminate called" not in agent.output()
+
+
+def test_a_node_without_pods_is_ready_and_idle(lab):
+    lab.node("node1").start_agent()

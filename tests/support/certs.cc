@@ -21,11 +21,21 @@ void must(bool ok, const char* what) {
 tls::PkeyPtr make_key(KeyKind kind) {
   EVP_PKEY* key = nullptr;
   switch (kind) {
-    case KeyKind::p256: key = EVP_EC_gen("P-256"); break;
-    case KeyKind::p384: key = EVP_EC_gen("P-384"); break;
-    case KeyKind::rsa2048: key = EVP_RSA_gen(2048); break;
-    case KeyKind::rsa1024: key = EVP_RSA_gen(1024); break;
-    case KeyKind::ed25519: key = EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519"); break;
+    case KeyKind::p256:
+      key = EVP_EC_gen("P-256");
+      break;
+    case KeyKind::p384:
+      key = EVP_EC_gen("P-384");
+      break;
+    case KeyKind::rsa2048:
+      key = EVP_RSA_gen(2048);
+      break;
+    case KeyKind::rsa1024:
+      key = EVP_RSA_gen(1024);
+      break;
+    case KeyKind::ed25519:
+      key = EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519");
+      break;
   }
   must(key != nullptr, "key");
   return tls::PkeyPtr(key);
@@ -84,7 +94,8 @@ std::string spiffe(const std::string& ns, const std::string& service_account) {
   return "spiffe://cluster.local/ns/" + ns + "/sa/" + service_account;
 }
 
-TestCa::TestCa(const std::string& name, KeyKind kind) : key_(make_key(kind)), certificate_(make_ca(key_.get(), name)) {
+TestCa::TestCa(const std::string& name, KeyKind kind)
+    : key_(make_key(kind)), certificate_(make_ca(key_.get(), name)) {
   X509_set_issuer_name(certificate_.get(), X509_get_subject_name(certificate_.get()));
   must(X509_sign(certificate_.get(), key_.get(), EVP_sha256()) > 0, "sign root");
   root_pem_ = tls::to_pem(certificate_.get());
@@ -119,7 +130,8 @@ std::shared_ptr<const tls::Credential> TestCa::credential(const LeafOptions& opt
   return *out;
 }
 
-std::shared_ptr<const tls::Credential> TestCa::credential(const std::string& ns, const std::string& service_account) const {
+std::shared_ptr<const tls::Credential> TestCa::credential(const std::string& ns,
+                                                          const std::string& service_account) const {
   return credential(LeafOptions{.uris = {spiffe(ns, service_account)}});
 }
 

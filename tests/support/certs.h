@@ -1,4 +1,5 @@
-// Certificates for tests: an authority, and leaves with any names, times, key and flaws. Broken input aborts the test.
+// Certificates for tests: an authority, and leaves with any names, times, key and flaws. Broken input aborts
+// the test.
 #pragma once
 
 #include <chrono>
@@ -35,7 +36,8 @@ class TestCa {
   TestCa(const TestCa& parent, const std::string& name);
   Issued issue(const LeafOptions& options) const;
   // The usual case: spiffe://cluster.local/ns/<ns>/sa/<sa>.
-  std::shared_ptr<const tls::Credential> credential(const std::string& ns, const std::string& service_account) const;
+  std::shared_ptr<const tls::Credential> credential(const std::string& ns,
+                                                    const std::string& service_account) const;
   std::shared_ptr<const tls::Credential> credential(const LeafOptions& options) const;
   std::string root_pem() const { return root_pem_; }
   std::shared_ptr<const tls::TrustBundle> trust() const;

@@ -234,6 +234,7 @@ class Server:
         self.mode, self.settings = mode, settings or {}
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE  # the client's order decides
         self.context.load_cert_chain(credential.chain_file, credential.key_file)
         self.context.load_verify_locations(authority.root_file)
         if request_certificate:

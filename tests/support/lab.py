@@ -154,6 +154,7 @@ class Pod:
         cgroups.kill(self.cgroup)
         netns.delete(self.netns)
         cgroups.remove(self.cgroup)
+        shutil.rmtree(self.dir)
         self.node.pods.remove(self)
         self.node.lab.delete(self.object)
 
@@ -169,6 +170,7 @@ class Node:
         self.ipv4, self.ipv6 = f"10.0.0.{index}", f"fd00:10::{index}"
         self.gateway = f"10.244.{index}.254"
         self.cgroup = f"{lab.cgroup}/{name}"
+        self.cgroup_flag = self.cgroup  # what the agent is told
         self.kubepods = f"{self.cgroup}/kubepods"
         self.kubelet_cgroup = f"{self.cgroup}/kubelet"
         self.dir = f"{lab.dir}/{name}"
@@ -234,9 +236,10 @@ class Node:
         extra: more options of `meshctl node run`; wrap: words in front of the command, for example prlimit's.
         """
         lab = self.lab
-        lab.start_controller()
+        if lab.controller is None:
+            lab.start_controller()
         command = [*wrap, lab.binary("meshctl"), "node", "run", "--config", lab.config_dir, "--node", self.name,
-                   "--run-dir", self.run_dir, "--cgroup", self.cgroup, "--bpf-dir", self.bpf_dir,
+                   "--run-dir", self.run_dir, "--cgroup", self.cgroup_flag, "--bpf-dir", self.bpf_dir,
                    "--kubelet-cgroup", self.kubelet_cgroup, "--ca", f"unix:{lab.ca_socket}",
                    "--workers", workers, *(["--allow-hybrid"] if cgroups.is_hybrid() else []), *extra]
         self.agent = self.spawn(command, log=f"{self.dir}/agent.log", env=lab.agent_env)

@@ -60,7 +60,7 @@ class Mesh:
     # Objects in force for a while ----------------------------------------------------------------------------
 
     def generations(self):
-        return [node.metrics().sum("nodemesh_config_generation") for node in self.lab.nodes]
+        return [node.metrics().sum("nodemesh_config_generation") for node in self.lab.nodes if node.agent]
 
     def wait_generation_after(self, before):
         wait_for(lambda: all(now > then for now, then in zip(self.generations(), before)), 10,

@@ -185,6 +185,10 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
                     result["how"] = "we reset"
                     break
                 selector.modify(sock, selectors.EVENT_READ)
+            if send and not writing and not half_close and result["received"] >= send:
+                result["how"] = "complete"
+                sock.close()
+                break
             ready = selector.select(max(0, deadline - time.monotonic()))
             if not ready:
                 raise TimeoutError
@@ -202,10 +206,6 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
                     result["head"] += data[:60].decode("latin-1")
                 checksum = crc32(data, checksum)
                 result["received"] += len(data)
-                if not half_close and not writing and send and result["received"] >= send:
-                    result["how"] = "complete"
-                    sock.close()
-                    break
     except OSError as error:
         result["how"] = name_of(error)
     result["crc"] = checksum

@@ -123,7 +123,7 @@ TEST_CASE("a child that dies by a signal is started again") {
 TEST_CASE("a first start that ends with exit code 1 ends the supervisor and stops the others") {
   TempDir dir;
   std::string log = dir.path + "/log";
-  Supervisor supervisor({shell("other", "trap 'echo stopped >>" + log + "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait"),
+  Supervisor supervisor({shell("other", "trap 'kill $!; echo stopped >>" + log + "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait"),
                          shell("broken", "while [ ! -s " + log + " ]; do sleep 0.01; done; exit 1")});
   CHECK(supervisor.wait() == kCannotStart);
   CHECK(lines_of(log) == std::vector<std::string>{"up", "stopped"});
@@ -138,7 +138,7 @@ TEST_CASE("children are stopped one after the other, in order") {
   TempDir dir;
   std::string log = dir.path + "/log";
   auto script = [&](std::string name) {
-    return "trap 'echo " + name + " term >>" + log + "; sleep 0.05; echo " + name + " end >>" + log + "; exit 0' TERM; echo up >>" +
+    return "trap 'kill $!; echo " + name + " term >>" + log + "; sleep 0.05; echo " + name + " end >>" + log + "; exit 0' TERM; echo up >>" +
            log + "; sleep 60 & wait";
   };
   Supervisor supervisor({shell("one", script("one")), shell("two", script("two"))});

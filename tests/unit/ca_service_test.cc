@@ -24,13 +24,16 @@ using namespace nodemesh::identity;
 namespace {
 
 std::string pod(const std::string& name, const std::string& service_account, const std::string& address) {
-  return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + ", namespace: default, annotations: {nodemesh.dev/netns: /run/netns/" + name +
-         "}}\nspec: {nodeName: a, serviceAccountName: " + service_account + "}\nstatus: {podIP: " + address + "}\n";
+  return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name +
+         ", namespace: default, annotations: {nodemesh.dev/netns: /run/netns/" + name +
+         "}}\nspec: {nodeName: a, serviceAccountName: " + service_account + "}\nstatus: {podIP: " + address +
+         "}\n";
 }
 
 std::string controller_binary() {
   if (const char* path = std::getenv("NODEMESH_CONTROLLER")) return path;
-  return std::filesystem::canonical("/proc/self/exe").parent_path().parent_path() / "controller/nodemesh-controller";
+  return std::filesystem::canonical("/proc/self/exe").parent_path().parent_path() /
+         "controller/nodemesh-controller";
 }
 
 struct Controller {
@@ -52,8 +55,9 @@ struct Controller {
   }
 
   void start(std::vector<std::string> extra = {}) {
-    std::vector<std::string> args = {controller_binary(), "--config", dir + "/config", "--listen", "unix:" + socket,
-                                     "--state-dir", dir + "/state", "--log-level", "error"};
+    std::vector<std::string> args = {controller_binary(), "--config",       dir + "/config",
+                                     "--listen",          "unix:" + socket, "--state-dir",
+                                     dir + "/state",      "--log-level",    "error"};
     args.insert(args.end(), extra.begin(), extra.end());
     std::vector<char*> argv;
     for (auto& arg : args) argv.push_back(arg.data());
@@ -110,10 +114,12 @@ TEST_CASE("a credential travels from request to authority and back over gRPC") {
   Clock clock;
   tls::Verifier checking(clock, {"cluster.local"});
   checking.set_trust(*tls::TrustBundle::from_pem(issued->roots_pem));
-  CHECK(checking.verify(issued->credential->leaf(), issued->credential->intermediates(), tls::PeerRole::server));
+  CHECK(checking.verify(issued->credential->leaf(), issued->credential->intermediates(),
+                        tls::PeerRole::server));
 }
 
-TEST_CASE("an identity without a pod is refused in words that tell nothing, and granted once the pod is there") {
+TEST_CASE(
+    "an identity without a pod is refused in words that tell nothing, and granted once the pod is there") {
   Controller controller;
   CaClient client(controller.reactor, {.target = controller.target()});
   auto refused = controller.ask(client, test::spiffe("default", "late"));
@@ -122,7 +128,8 @@ TEST_CASE("an identity without a pod is refused in words that tell nothing, and 
   std::ofstream(controller.dir + "/config/more.yaml") << pod("late-1", "late", "10.0.0.2");
   bool granted = false;
   auto deadline = Monotonic::now() + seconds(20);
-  while (!granted && Monotonic::now() < deadline) granted = controller.ask(client, test::spiffe("default", "late")).has_value();
+  while (!granted && Monotonic::now() < deadline)
+    granted = controller.ask(client, test::spiffe("default", "late")).has_value();
   CHECK(granted);
 }
 
@@ -146,7 +153,8 @@ TEST_CASE("the store fills itself from the authority") {
   Controller controller;
   CaClient client(controller.reactor, {.target = controller.target()});
   Clock clock;
-  CredentialStore store(controller.reactor, clock, client, {.lifetime = seconds(60)}, [](auto&, auto) {}, [](auto) {});
+  CredentialStore store(
+      controller.reactor, clock, client, {.lifetime = seconds(60)}, [](auto&, auto) {}, [](auto) {});
   store.set_wanted({test::spiffe("default", "web")});
   REQUIRE(controller.until([&] { return store.complete(); }));
   CHECK(store.trust());
@@ -155,10 +163,15 @@ TEST_CASE("the store fills itself from the authority") {
 TEST_CASE("wrong methods, broken messages and late answers end with their codes") {
   Controller controller;
   http::GrpcClient client(controller.reactor, controller.target());
-  CHECK(call(controller, client, {.path = "/istio.v1.auth.IstioCertificateService/Nothing"}).code == http::GrpcCode::unimplemented);
-  auto broken = call(controller, client, {.path = "/istio.v1.auth.IstioCertificateService/CreateCertificate", .message = "\xff\xff"});
+  CHECK(call(controller, client, {.path = "/istio.v1.auth.IstioCertificateService/Nothing"}).code ==
+        http::GrpcCode::unimplemented);
+  auto broken =
+      call(controller, client,
+           {.path = "/istio.v1.auth.IstioCertificateService/CreateCertificate", .message = "\xff\xff"});
   CHECK(broken.code != http::GrpcCode::ok);
-  auto huge = call(controller, client, {.path = "/istio.v1.auth.IstioCertificateService/CreateCertificate", .message = std::string(100'000, '\n')});
+  auto huge = call(controller, client,
+                   {.path = "/istio.v1.auth.IstioCertificateService/CreateCertificate",
+                    .message = std::string(100'000, '\n')});
   CHECK(huge.code == http::GrpcCode::resource_exhausted);
   auto empty = call(controller, client, {.path = "/istio.v1.auth.IstioCertificateService/CreateCertificate"});
   CHECK(empty.code == http::GrpcCode::unauthenticated);
@@ -201,6 +214,9 @@ TEST_CASE("a gRPC message is one uncompressed message of the length it says") {
   CHECK_FALSE(parse_grpc_message(std::string_view("\1\0\0\0\2ab", 7)));
   CHECK_FALSE(parse_grpc_message(std::string_view("\0\0\0\0\3ab", 7)));
   CHECK_FALSE(parse_grpc_message(std::string_view("\0\0\0\0\1ab", 7)));
-  CHECK_FALSE(parse_grpc_message(std::string_view("\0\xff\xff\xff\xff" "ab", 7)));
+  CHECK_FALSE(
+      parse_grpc_message(std::string_view("\0\xff\xff\xff\xff"
+                                          "ab",
+                                          7)));
   CHECK(http::decode_grpc_text("a%20b%zz%4") == "a b%zz%4");
 }

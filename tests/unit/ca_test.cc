@@ -45,7 +45,7 @@ struct Fixture {
 };
 
 mode_t mode(const std::string& path) {
-  struct stat info {};
+  struct stat info{};
   ::stat(path.c_str(), &info);
   return info.st_mode & 07777;
 }
@@ -99,7 +99,8 @@ TEST_CASE_FIXTURE(Fixture, "a damaged, foreign or expired root is refused, never
   CHECK(with("").find("private key") != std::string::npos);
   CHECK(with(good.substr(0, good.find("-----BEGIN CERT"))).find("0 certificates") != std::string::npos);
   auto other = tls::make_p256_key();
-  CHECK(with(tls::to_pem(other->get()) + good.substr(good.find("-----BEGIN CERT"))).find("not for the key") != std::string::npos);
+  CHECK(with(tls::to_pem(other->get()) + good.substr(good.find("-----BEGIN CERT"))).find("not for the key") !=
+        std::string::npos);
   CHECK(with(good).empty());
   clock.time += std::chrono::hours(24 * 3651);
   CHECK(open_error().find("expired") != std::string::npos);
@@ -149,7 +150,8 @@ TEST_CASE_FIXTURE(Fixture, "no certificate outlives the root") {
   CHECK_FALSE((*ca)->sign(key->get(), kWeb, seconds(0)));
 }
 
-TEST_CASE_FIXTURE(Fixture, "the issuer signs for the identity that was authorised, whatever the request says") {
+TEST_CASE_FIXTURE(Fixture,
+                  "the issuer signs for the identity that was authorised, whatever the request says") {
   auto ca = CertificateAuthority::open(clock, settings);
   REQUIRE(ca);
   Everyone everyone;
@@ -167,7 +169,8 @@ TEST_CASE_FIXTURE(Fixture, "the issuer signs for the identity that was authorise
   using enum Issuer::Refusal;
   CHECK(issue("", csr->csr_pem).error() == unauthenticated);
   CHECK(issue("spiffe://other/ns/default/sa/web", csr->csr_pem).error() == unauthenticated);
-  CHECK(issue("spiffe://cluster.local/ns/default/sa/web,URI:spiffe://x", csr->csr_pem).error() == unauthenticated);
+  CHECK(issue("spiffe://cluster.local/ns/default/sa/web,URI:spiffe://x", csr->csr_pem).error() ==
+        unauthenticated);
   CHECK(issue("spiffe://cluster.local/ns/default/sa/nobody", csr->csr_pem).error() == unauthenticated);
   CHECK(issue(kWeb.uri(), "garbage").error() == invalid_request);
   CHECK(issue(kWeb.uri(), csr->csr_pem, -1).error() == invalid_request);
@@ -192,7 +195,8 @@ status: {podIP: 10.0.0.2, phase: Succeeded}
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: idle, namespace: default}
-)", "pods.yaml"));
+)",
+                                                   "pods.yaml"));
   FolderAuthorizer authorizer;
   authorizer.update(store);
   auto allowed = [&](const std::string& ns, const std::string& name) {

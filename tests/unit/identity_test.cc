@@ -47,7 +47,10 @@ struct Fixture {
   Scripted authority;
   std::map<std::string, std::shared_ptr<const tls::Credential>> published;
   int trust_changes = 0, revoked = 0;
-  CredentialStore store{reactor, clock, authority, {.first_retry = milliseconds(10), .max_retry = milliseconds(40), .seed = 7},
+  CredentialStore store{reactor,
+                        clock,
+                        authority,
+                        {.first_retry = milliseconds(10), .max_retry = milliseconds(40), .seed = 7},
                         [this](const std::string& uri, auto credential) {
                           if (!credential) ++revoked;
                           published[uri] = std::move(credential);
@@ -102,7 +105,8 @@ TEST_CASE("requests that are broken, forged or weak are refused with the reason"
   BIO_free(bio);
   BIO_free(out);
   // RSA 1024 and P-384.
-  for (auto [key, text] : {std::pair{EVP_RSA_gen(1024), "1024 bits"}, std::pair{EVP_EC_gen("P-384"), "384 bits"}}) {
+  for (auto [key, text] :
+       {std::pair{EVP_RSA_gen(1024), "1024 bits"}, std::pair{EVP_EC_gen("P-384"), "384 bits"}}) {
     X509_REQ* weak = X509_REQ_new();
     X509_REQ_set_pubkey(weak, key);
     X509_REQ_sign(weak, key, EVP_sha256());
@@ -237,7 +241,8 @@ TEST_CASE_FIXTURE(Fixture, "what an earlier process left serves without asking")
 TEST_CASE("the vault gives back what was put in") {
   test::TestCa root;
   test::TestCa ca(root, "intermediate");
-  VaultContents in{.credentials = {ca.credential({.uris = {kWeb}}), ca.credential({.uris = {kDb}, .key = test::KeyKind::rsa2048})},
+  VaultContents in{.credentials = {ca.credential({.uris = {kWeb}}),
+                                   ca.credential({.uris = {kDb}, .key = test::KeyKind::rsa2048})},
                    .trust = ca.trust(),
                    .ticket_keys = *tls::TicketKeys::random()};
   auto fd = write_vault(in);
@@ -271,7 +276,8 @@ TEST_CASE("a vault cannot be changed after it was written, and an unsealed one i
 
 TEST_CASE("a vault with any byte changed or cut is refused") {
   test::TestCa ca;
-  std::string good = encode_vault({.credentials = {ca.credential({.uris = {kWeb}})}, .trust = ca.trust(), .ticket_keys = nullptr});
+  std::string good = encode_vault(
+      {.credentials = {ca.credential({.uris = {kWeb}})}, .trust = ca.trust(), .ticket_keys = nullptr});
   REQUIRE(decode_vault(good));
   for (size_t i = 0; i < good.size(); i += 7) {
     std::string bad = good;

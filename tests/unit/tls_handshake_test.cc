@@ -10,8 +10,12 @@ using test::Stranger;
 
 namespace {
 
-Reason reason(const Result<const Peer*>& result) { return result ? Reason::NONE : result.error().reason; }
-std::string name(const char* text) { return text == nullptr ? "" : text; }
+Reason reason(const Result<const Peer*>& result) {
+  return result ? Reason::NONE : result.error().reason;
+}
+std::string name(const char* text) {
+  return text == nullptr ? "" : text;
+}
 
 }  // namespace
 
@@ -57,18 +61,25 @@ TEST_CASE("TLS 1.2 is refused") {
 TEST_CASE("a client without ALPN, or with others only, is ALPN_MISMATCH") {
   Pair pair;
   auto issued = pair.ca.issue({.uris = {test::spiffe("default", "x")}});
-  CHECK(reason(pair.connect(Stranger{.alpn = "", .identity = &issued}.make()).at_server) == Reason::ALPN_MISMATCH);
-  CHECK(reason(pair.connect(Stranger{.alpn = "\x08http/1.1", .identity = &issued}.make()).at_server) == Reason::ALPN_MISMATCH);
-  CHECK(reason(pair.connect(Stranger{.alpn = std::string("\x08http/1.1\x02h2"), .identity = &issued}.make()).at_server) == Reason::NONE);
+  CHECK(reason(pair.connect(Stranger{.alpn = "", .identity = &issued}.make()).at_server) ==
+        Reason::ALPN_MISMATCH);
+  CHECK(reason(pair.connect(Stranger{.alpn = "\x08http/1.1", .identity = &issued}.make()).at_server) ==
+        Reason::ALPN_MISMATCH);
+  CHECK(reason(pair.connect(Stranger{.alpn = std::string("\x08http/1.1\x02h2"), .identity = &issued}.make())
+                   .at_server) == Reason::NONE);
 }
 
 TEST_CASE("what is wrong with a client's certificate reaches the server's verdict") {
   Pair pair;
-  auto judge = [&](const test::Issued& issued) { return reason(pair.connect(Stranger{.identity = &issued}.make()).at_server); };
+  auto judge = [&](const test::Issued& issued) {
+    return reason(pair.connect(Stranger{.identity = &issued}.make()).at_server);
+  };
   auto uri = test::spiffe("default", "x");
   CHECK(judge(pair.ca.issue({.uris = {uri}})) == Reason::NONE);
-  CHECK(judge(pair.ca.issue({.uris = {uri}, .not_after = WallClock::now() - std::chrono::seconds(5)})) == Reason::PEER_CERT_INVALID);
-  CHECK(judge(pair.ca.issue({.uris = {uri}, .not_before = WallClock::now() + std::chrono::hours(1)})) == Reason::PEER_CERT_INVALID);
+  CHECK(judge(pair.ca.issue({.uris = {uri}, .not_after = WallClock::now() - std::chrono::seconds(5)})) ==
+        Reason::PEER_CERT_INVALID);
+  CHECK(judge(pair.ca.issue({.uris = {uri}, .not_before = WallClock::now() + std::chrono::hours(1)})) ==
+        Reason::PEER_CERT_INVALID);
   CHECK(judge(pair.ca.issue({.uris = {uri, uri}})) == Reason::PEER_ID_INVALID);
   CHECK(judge(pair.ca.issue({.uris = {uri + std::string("\0x", 2)}})) == Reason::PEER_ID_INVALID);
   CHECK(judge(pair.ca.issue({.uris = {"spiffe://elsewhere/ns/default/sa/x"}})) == Reason::TRUST_DOMAIN);
@@ -92,7 +103,8 @@ TEST_CASE("without a credential in its time no handshake begins") {
   auto none = pair.server->accept(nullptr);
   REQUIRE_FALSE(none);
   CHECK(none.error().reason == Reason::NO_IDENTITY);
-  auto expired = pair.ca.credential({.uris = {test::spiffe("default", "x")}, .not_after = WallClock::now() - std::chrono::seconds(1)});
+  auto expired = pair.ca.credential(
+      {.uris = {test::spiffe("default", "x")}, .not_after = WallClock::now() - std::chrono::seconds(1)});
   auto late = pair.client->connect(expired, pair.accepted, "");
   REQUIRE_FALSE(late);
   CHECK(late.error().reason == Reason::NO_IDENTITY);
@@ -185,6 +197,7 @@ TEST_CASE("a foreign client gets no ticket") {
   auto issued = pair.ca.issue({.uris = {test::spiffe("default", "ztunnel")}});
   Handshaken done = pair.connect(Stranger{.identity = &issued}.make());
   REQUIRE(done.at_server);
+  CHECK_FALSE(send_ticket(done.server.get()));
   char byte = 0;
   SSL_read(done.client.get(), &byte, 1);
   CHECK_FALSE(SSL_SESSION_has_ticket(SSL_get_session(done.client.get())));

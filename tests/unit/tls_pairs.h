@@ -73,6 +73,7 @@ struct Pair {
     }
     out.at_server = server_done == 1 ? tls::finish_handshake(out.server.get())
                                      : std::unexpected(tls::handshake_error(out.server.get()));
+    if (out.at_server) tls::send_ticket(out.server.get());
     char byte = 0;
     if (ours && out.at_client) SSL_read(out.client.get(), &byte, 1);  // takes in the ticket, if one came
     take();
@@ -94,7 +95,8 @@ struct Stranger {
     SSL_CTX_set_security_level(ctx.get(), 0);
     SSL_CTX_set_verify(ctx.get(), SSL_VERIFY_NONE, nullptr);
     tls::SslPtr ssl(SSL_new(ctx.get()));
-    if (!alpn.empty()) SSL_set_alpn_protos(ssl.get(), reinterpret_cast<const unsigned char*>(alpn.data()), alpn.size());
+    if (!alpn.empty())
+      SSL_set_alpn_protos(ssl.get(), reinterpret_cast<const unsigned char*>(alpn.data()), alpn.size());
     if (identity != nullptr) {
       auto key = *tls::parse_private_key(identity->key_pem);
       SSL_use_certificate(ssl.get(), identity->leaf.get());

@@ -22,14 +22,18 @@ struct Fixture {
   Verifier verifier{clock, {"cluster.local", "old.example"}};
   Fixture() { verifier.set_trust(ca.trust()); }
 
-  Reason judge(const test::LeafOptions& options, PeerRole role = PeerRole::client) { return judge(ca.issue(options), role); }
+  Reason judge(const test::LeafOptions& options, PeerRole role = PeerRole::client) {
+    return judge(ca.issue(options), role);
+  }
   Reason judge(const test::Issued& issued, PeerRole role = PeerRole::client) {
     auto peer = verifier.verify(issued.leaf.get(), nullptr, role);
     return peer ? Reason::NONE : peer.error().reason;
   }
 };
 
-std::string web() { return test::spiffe("default", "web"); }
+std::string web() {
+  return test::spiffe("default", "web");
+}
 
 }  // namespace
 
@@ -40,14 +44,29 @@ TEST_CASE("a SPIFFE id is accepted in its exact form only") {
   CHECK(id->ns == "shop");
   CHECK(id->service_account == "cart.v2");
   CHECK(id->uri() == "spiffe://cluster.local/ns/shop/sa/cart.v2");
-  for (std::string_view bad :
-       {"", "spiffe://", "spiffe://cluster.local", "spiffe://cluster.local/ns/shop/sa/", "spiffe://cluster.local/ns//sa/x",
-        "spiffe:///ns/shop/sa/x", "spiffe://cluster.local/ns/shop/sa/x/", "spiffe://cluster.local/ns/shop/sa/x/y",
-        "SPIFFE://cluster.local/ns/shop/sa/x", "spiffe://Cluster.local/ns/shop/sa/x", "spiffe://cluster.local/NS/shop/sa/x",
-        "spiffe://cluster.local/ns/shop/sa/X", "spiffe://cluster.local:80/ns/shop/sa/x", "spiffe://u@cluster.local/ns/shop/sa/x",
-        "spiffe://cluster.local/ns/shop/sa/x?q", "spiffe://cluster.local/ns/shop/sa/x#f", "spiffe://cluster.local/ns/sh%6fp/sa/x",
-        "spiffe://cluster.local/ns/shop.x/sa/x", "spiffe://cluster.local/ns/-shop/sa/x", "spiffe://cluster.local/ns/shop/sa/a..b",
-        "spiffe://cluster.local/ns/shop/sa/*", "https://cluster.local/ns/shop/sa/x", " spiffe://cluster.local/ns/shop/sa/x"}) {
+  for (std::string_view bad : {"",
+                               "spiffe://",
+                               "spiffe://cluster.local",
+                               "spiffe://cluster.local/ns/shop/sa/",
+                               "spiffe://cluster.local/ns//sa/x",
+                               "spiffe:///ns/shop/sa/x",
+                               "spiffe://cluster.local/ns/shop/sa/x/",
+                               "spiffe://cluster.local/ns/shop/sa/x/y",
+                               "SPIFFE://cluster.local/ns/shop/sa/x",
+                               "spiffe://Cluster.local/ns/shop/sa/x",
+                               "spiffe://cluster.local/NS/shop/sa/x",
+                               "spiffe://cluster.local/ns/shop/sa/X",
+                               "spiffe://cluster.local:80/ns/shop/sa/x",
+                               "spiffe://u@cluster.local/ns/shop/sa/x",
+                               "spiffe://cluster.local/ns/shop/sa/x?q",
+                               "spiffe://cluster.local/ns/shop/sa/x#f",
+                               "spiffe://cluster.local/ns/sh%6fp/sa/x",
+                               "spiffe://cluster.local/ns/shop.x/sa/x",
+                               "spiffe://cluster.local/ns/-shop/sa/x",
+                               "spiffe://cluster.local/ns/shop/sa/a..b",
+                               "spiffe://cluster.local/ns/shop/sa/*",
+                               "https://cluster.local/ns/shop/sa/x",
+                               " spiffe://cluster.local/ns/shop/sa/x"}) {
     CAPTURE(bad);
     auto parsed = SpiffeId::parse(bad);
     REQUIRE_FALSE(parsed);
@@ -168,7 +187,8 @@ TEST_CASE("the memory of verified leaves is bounded") {
   Verifier verifier(clock, {"cluster.local"}, 4);
   verifier.set_trust(ca.trust());
   std::vector<test::Issued> leaves;
-  for (int i = 0; i < 6; ++i) leaves.push_back(ca.issue({.uris = {test::spiffe("default", "w" + std::to_string(i))}}));
+  for (int i = 0; i < 6; ++i)
+    leaves.push_back(ca.issue({.uris = {test::spiffe("default", "w" + std::to_string(i))}}));
   for (const auto& leaf : leaves) REQUIRE(verifier.verify(leaf.leaf.get(), nullptr, PeerRole::client));
   CHECK(verifier.counters().verified == 6);
   REQUIRE(verifier.verify(leaves[5].leaf.get(), nullptr, PeerRole::client));
@@ -196,11 +216,14 @@ TEST_CASE("an identity that was verified before the roots changed is not valid a
 TEST_CASE("credentials name what is wrong with them") {
   test::TestCa ca;
   auto good = ca.issue({.uris = {web()}}), other = ca.issue({.uris = {web()}});
-  auto error = [](const Result<std::shared_ptr<const Credential>>& result) { return result ? "" : result.error().message; };
+  auto error = [](const Result<std::shared_ptr<const Credential>>& result) {
+    return result ? "" : result.error().message;
+  };
   CHECK(Credential::from_pem(good.key_pem, good.chain_pem));
   CHECK(error(Credential::from_pem("", good.chain_pem)).find("private key") != std::string::npos);
   CHECK(error(Credential::from_pem(good.key_pem, "")).find("no CERTIFICATE block") != std::string::npos);
-  CHECK(error(Credential::from_pem(good.key_pem, other.chain_pem)).find("not for this private key") != std::string::npos);
+  CHECK(error(Credential::from_pem(good.key_pem, other.chain_pem)).find("not for this private key") !=
+        std::string::npos);
   std::string broken = good.chain_pem;
   broken[broken.find("\n") + 20] = '!';
   CHECK(error(Credential::from_pem(good.key_pem, broken)).find("does not parse") != std::string::npos);
@@ -219,7 +242,8 @@ TEST_CASE("the roots are not sent, intermediates are") {
 
 TEST_CASE("the same roots are the same generation, in any order and however often") {
   test::TestCa a("a"), b("b");
-  auto ab = TrustBundle::from_pem(a.root_pem() + b.root_pem()), ba = TrustBundle::from_pem(b.root_pem() + a.root_pem() + b.root_pem());
+  auto ab = TrustBundle::from_pem(a.root_pem() + b.root_pem()),
+       ba = TrustBundle::from_pem(b.root_pem() + a.root_pem() + b.root_pem());
   REQUIRE(ab);
   REQUIRE(ba);
   CHECK((*ab)->size() == 2);

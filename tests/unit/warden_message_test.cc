@@ -55,6 +55,16 @@ TEST_CASE("a header whose size does not match the datagram is refused") {
   CHECK_FALSE(decode_from_proxy(spoiled(Hello{}, offsetof(Header, size), 200), 0, 1));
 }
 
+TEST_CASE("a body longer or shorter than its type's is refused even if the header agrees") {
+  for (size_t length : {15, 17, 24, 200}) {
+    auto bytes = encode(TakeoverReady{.cookie = 1}, 1);
+    bytes.resize(length);
+    auto size = static_cast<uint16_t>(length);
+    std::memcpy(bytes.data() + offsetof(Header, size), &size, sizeof size);
+    CHECK_FALSE(decode_from_proxy(bytes, 0, 1));
+  }
+}
+
 TEST_CASE("a sequence number that is not the next one is refused") {
   CHECK(decode_from_proxy(encode(ReturnDone{}, 4), 0, 4));
   CHECK_FALSE(decode_from_proxy(encode(ReturnDone{}, 4), 0, 3));

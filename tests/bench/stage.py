@@ -1,0 +1,284 @@
+"""Two nodes with our agents and the peers beside them: the same machine, links and programs for all.
+
+            node1                              node2
+    shop    client   captured                  server, second   captured: nginx and iperf3
+            near     captured: nginx, iperf3
+    peers   from     HAProxy, Envoy on 127.0.0.1   to           HAProxy, Envoy; nginx and iperf3 behind them
+
+All pods of a node have the same links, so packets of all chains take the same way. The peers' processes and their
+pods are outside of our cgroups and of the mesh, so nothing of ours runs for them. Everything that proxies is on
+CPU 1; load generator and servers are on CPU 0.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+
+import cgroups
+import envoy
+import envoy_config
+import manifests
+import processes
+from measure import LOAD_CPU, PROXY_CPU, rss
+from waiting import wait_for
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+WEB, IPERF = 8080, 5201
+BODY = "x" * 1024
+AGENTS = ("nodemesh-proxy", "nodemesh-warden", "meshctl")
+SYSCTLS = {"net.ipv4.tcp_tw_reuse": 1, "net.ipv4.ip_local_port_range": "10000 60999", "net.core.somaxconn": 8192,
+           "net.ipv4.tcp_max_syn_backlog": 8192}
+
+
+def on(cpu):
+    """Words in front of a command that pin it; the priority keeps other users of the machine out of the way."""
+    return ["nice", "-n", "-15", "taskset", "-c", str(cpu)]
+
+
+class Chain:
+    """One way from a client to a server: where the load starts, what it connects to, whose CPU it costs."""
+
+    def __init__(self, name, pod, host, web, iperf, pids):
+        self.name, self.pod, self.host, self.web, self.iperf = name, pod, host, web, iperf
+        self.pids = pids
+
+
+class Stage:
+    """Nodes, pods, servers, agents and peers. The owner of the lab closes everything."""
+
+    def __init__(self, lab, build_dir, note):
+        self.lab, self.build_dir, self.note = lab, build_dir, note
+        self.dir = f"{lab.dir}/bench"
+        os.makedirs(self.dir)
+        self.peers, self.chains = {}, {}
+        self.seen = None  # what a capture of our chain showed
+        self.fresh = {}  # memory of each proxy process when it was ready and had served nobody, by pid
+
+    def make(self):
+        self.note("nodes, pods, servers")
+        one, two = self.lab.node("node1"), self.lab.node("node2")
+        self.node1, self.node2 = one, two
+        self.client = one.pod("client", "shop", "curl", {"app": "client"})
+        self.near = one.pod("near", "shop", "web", {"app": "web"})
+        self.server = two.pod("server", "shop", "web", {"app": "web"})
+        self.second = two.pod("second", "shop", "web", {"app": "web"})
+        self.origin, self.target = one.pod("from", "peers"), two.pod("to", "peers")
+        for pod in one.pods + two.pods:
+            self._tune(pod)
+        self.lab.apply(
+            manifests.namespace("peers"),
+            manifests.peer_authentication("strict", "shop", "STRICT"),
+            manifests.authorization_policy("curl-only", "shop", "ALLOW", selector={"app": "web"}, rules=[
+                manifests.from_principal("cluster.local/ns/shop/sa/curl", ports=[WEB, IPERF])]))
+        for pod in (self.near, self.server, self.second, self.target):
+            self._serve(pod)
+        self._certificates()
+        self.compile()
+        agents = self.agent_pids
+        self._chain("ours", self.client, self.server.ipv4, WEB, IPERF, agents)
+        self._chain("ours same node", self.client, self.near.ipv4, WEB, IPERF, agents)
+        self._chain("ours second server", self.client, self.second.ipv4, WEB, IPERF, agents)
+        for name, web in (("HAProxy mTLS", 8084), ("HAProxy mTLS full", 8089), ("HAProxy plain", 8090)):
+            self._chain(name, self.origin, "127.0.0.1", web, 5302, lambda: self.peer_pids("haproxy"))
+        self._chain("Envoy HBONE", self.origin, "127.0.0.1", 9084, 9302, lambda: self.peer_pids("envoy"))
+        self._chain("Envoy HBONE cold", self.origin, "127.0.0.1", 9089, 9302, lambda: self.peer_pids("envoy"))
+
+    def _chain(self, name, *words):
+        self.chains[name] = Chain(name, *words)
+
+    def _tune(self, pod):
+        words = [f"{key}={value}" for key, value in SYSCTLS.items()]
+        pod.run(["sysctl", "-qw", *words])
+
+    def _serve(self, pod):
+        folder = f"{pod.dir}/web"
+        os.makedirs(folder)
+        self._write(f"{folder}/nginx.conf", f"{HERE}/nginx.conf", DIR=folder, BODY=BODY)
+        nginx = pod.spawn([*on(LOAD_CPU), "nginx", "-e", f"{folder}/nginx.error", "-c", f"{folder}/nginx.conf"])
+        iperf = pod.spawn([*on(LOAD_CPU), "iperf3", "-s", "-p", IPERF])
+        pod.wait_listening(WEB, process=nginx)
+        pod.wait_listening(IPERF, process=iperf)
+
+    @staticmethod
+    def _write(path, template, **values):
+        with open(template, encoding="ascii") as source, open(path, "w", encoding="ascii") as out:
+            out.write(re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], source.read()))
+
+    def _certificates(self):
+        """A P-256 authority and a leaf for each side, as our own are."""
+        def openssl(*words):
+            subprocess.run(["openssl", *words], check=True, cwd=self.dir, capture_output=True)
+
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+        openssl("req", "-x509", *key, "-keyout", "ca.key", "-sha256", "-days", "2", "-subj", "/CN=bench", "-out", "ca.pem")
+        for name in ("client", "server"):
+            openssl("req", "-new", *key, "-keyout", f"{name}.key", "-subj", f"/CN={name}", "-out", f"{name}.csr")
+            with open(f"{self.dir}/{name}.ext", "w", encoding="ascii") as out:
+                out.write(f"subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth,clientAuth\n")
+            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                    "-days", "2", "-sha256", "-extfile", f"{name}.ext", "-out", f"{name}.crt")
+            with open(f"{self.dir}/{name}.pem", "w", encoding="ascii") as out:
+                for part in ("crt", "key"):
+                    with open(f"{self.dir}/{name}.{part}", encoding="ascii") as source:
+                        out.write(source.read())
+
+    def compile(self):
+        """The load generator, once per version of its source."""
+        os.makedirs(self.build_dir, exist_ok=True)
+        self.load_program = f"{self.build_dir}/load"
+        source = f"{HERE}/load.c"
+        if not os.path.exists(self.load_program) or os.path.getmtime(self.load_program) < os.path.getmtime(source):
+            subprocess.run(["clang-19", "-O2", "-Wall", "-Wextra", "-Werror", "-o", self.load_program, source], check=True)
+
+    # Our agents -----------------------------------------------------------------------------------------------
+
+    def start_agents(self, *proxy_options):
+        """Both nodes with one worker each, on the proxies' CPU; then waits until the client is served everywhere."""
+        self.note("our agents" + (f" with {' '.join(proxy_options)}" if proxy_options else ""))
+        extra = ["--", *proxy_options] if proxy_options else []
+        self.lab.start(workers=1, wrap=on(PROXY_CPU), extra=extra)
+        self._remember(self.proxy_pids())
+        for pod in (self.server, self.second, self.near):
+            self.wait_served(self.client, pod.ipv4, WEB)
+        if not self.seen:
+            self._look()
+
+    def _look(self):
+        """What our chain really is, from a capture of the link: HBONE and nothing else."""
+        with self.lab.capture(self.node1) as capture:
+            self.client.run(["curl", "-sS", *[f"http://{self.server.ipv4}:{WEB}/"] * 20])
+            self.client.run(["curl", "-sS", f"http://{self.second.ipv4}:{WEB}/"])
+        found = capture.report()
+        found.require_hbone_only()
+        if found.contains(BODY[:64].encode()):
+            raise AssertionError("the body of an answer was seen in plaintext between the nodes")
+        self.seen = (f"in a capture of the link all TCP was to or from port 15008, {found.application_records} TLS records "
+                     "after the handshake were application data")
+
+    def stop_agents(self):
+        for node in self.lab.nodes:
+            if node.agent and node.agent.running:
+                node.stop_agent()
+
+    def _remember(self, pids):
+        self.fresh.update({pid: rss(pid) for pid in pids})
+
+    def wait_served(self, pod, host, port):
+        def served():
+            done = pod.run(["curl", "-sS", "-m", "2", f"http://{host}:{port}/"], check=False)
+            return done.stdout == BODY
+
+        wait_for(served, 20, lambda: f"{pod.name} is served by {host}:{port}\n{self.lab.logs(1500)}", every=0.2)
+
+    def agent_pids(self):
+        """Every process of both nodes' agents: supervisors, wardens, openers, proxies."""
+        found = []
+        for node in self.lab.nodes:
+            for pid in cgroups.members(node.cgroup):
+                with contextlib.suppress(OSError):
+                    if os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)") in AGENTS:
+                        found.append(pid)
+        return found
+
+    def proxy_pids(self):
+        """The worker process of each node, client's node first."""
+        return [node.agent_pids("nodemesh-proxy", workers=True)[0] for node in self.lab.nodes]
+
+    # Peers ----------------------------------------------------------------------------------------------------
+
+    def start_peers(self):
+        self.note("HAProxy and Envoy pairs")
+        self.peers = {"haproxy": [self._haproxy("server", self.target), self._haproxy("client", self.origin)],
+                      "envoy": [self._envoy("server", self.target), self._envoy("client", self.origin)]}
+        for name in self.peers:
+            self._remember(self.peer_pids(name))
+        for port in (8084, 8089, 8090, 9084, 9089):
+            self.wait_served(self.origin, "127.0.0.1", port)
+
+    def stop_peers(self):
+        for pair in self.peers.values():
+            for process in pair:
+                process.stop()
+        self.peers = {}
+
+    def peer_pids(self, name):
+        """Client's side first."""
+        return [process.pid for process in reversed(self.peers[name])]
+
+    def _outside(self, pod):
+        return processes.Place(pod.netns, cgroups.create(f"{pod.node.cgroup}/peers"))
+
+    def _spawn_peer(self, pod, command, name):
+        return processes.spawn(self._outside(pod), [*on(PROXY_CPU), *command], f"{self.dir}/{name}.log", cwd=self.dir)
+
+    def _haproxy(self, side, pod):
+        path = f"{self.dir}/haproxy-{side}.cfg"
+        self._write(path, f"{HERE}/haproxy-{side}.cfg", DIR=self.dir, SERVER=self.target.ipv4)
+        process = self._spawn_peer(pod, ["haproxy", "-db", "-f", path], f"haproxy-{side}")
+        pod.wait_listening(*((8445, 8446, 8448) if side == "server" else (8084, 8089, 8090, 5302)), process=process)
+        return process
+
+    def _envoy(self, side, pod):
+        path = f"{self.dir}/envoy-{side}.json"
+        make = envoy_config.server if side == "server" else envoy_config.client
+        with open(path, "w", encoding="ascii") as out:
+            json.dump(make(self.dir, self.target.ipv4), out)
+        process = self._spawn_peer(pod, [envoy.binary(), "-c", path, "--concurrency", "1", "--log-level", "error",
+                                         "--disable-hot-restart"], f"envoy-{side}")
+        pod.wait_listening(*((envoy_config.TUNNEL_PORT,) if side == "server" else (9084, 9089, 9302)), process=process)
+        return process
+
+    @staticmethod
+    def versions():
+        def first(*command):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return re.search(r"\d+\.\d+\.\d+", done.stdout)[0]
+
+        return f"{first('haproxy', '-v')}, {first(envoy.binary(), '--version')}"
+
+    # Load -----------------------------------------------------------------------------------------------------
+
+    def load(self, chain, mode, connections, *words):
+        """A load generator that is set up and waits for go()."""
+        return Load(chain, [*on(LOAD_CPU), self.load_program, mode, chain.host, chain.web, connections, *words])
+
+    def iperf(self, chain, streams, seconds):
+        done = chain.pod.run([*on(LOAD_CPU), "iperf3", "-J", "-c", chain.host, "-p", chain.iperf, "-P", streams, "-t", seconds,
+                              "-l", "128K"], timeout=seconds + 30)
+        return json.loads(done.stdout)["end"]["sum_received"]["bytes"]
+
+
+class Load:
+    """One run of load.c in a chain's client pod; see there."""
+
+    def __init__(self, chain, command):
+        where = chain.pod.place()
+        with where.entering() as enter:
+            self._popen = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                           stderr=subprocess.PIPE, text=True, preexec_fn=enter, start_new_session=True)
+        if self._popen.stdout.readline() != "ready\n":
+            said = self._popen.communicate()[1]
+            raise RuntimeError(f"{chain.name}: {' '.join(map(str, command))}: {said}")
+        self._chain = chain
+
+    @property
+    def pid(self):
+        return self._popen.pid
+
+    def go(self):
+        """Runs to the end of the measured time; returns what was counted."""
+        self._popen.stdin.write("go\n")
+        self._popen.stdin.flush()
+        found = json.loads(self._popen.stdout.readline())
+        if found["errors"]:
+            raise RuntimeError(f"{self._chain.name}: {found}")
+        return found
+
+    def close(self):
+        self._popen.stdin.close()
+        self._popen.wait(20)
+        self._popen.stdout.close()
+        self._popen.stderr.close()
+
