@@ -107,6 +107,8 @@ SockAddr SockAddr::from_native(const sockaddr_storage& native) {
 }
 
 bool Cidr::contains(const Addr& addr) const {
+  // The v4-mapped form lies inside short IPv6 prefixes, ::/0 first; as prefixes of people they hold IPv6 alone.
+  if (bits < 96 && addr.is_v4()) return false;
   unsigned whole = bits / 8, rest = bits % 8;
   if (std::memcmp(network.bytes.data(), addr.bytes.data(), whole) != 0) return false;
   if (rest == 0) return true;

@@ -14,6 +14,9 @@ constexpr size_t kFrameHeader = 9;
 constexpr size_t kFieldOverhead = 32;
 // Rapid reset (CVE-2023-44487): judged once this many requests were seen; a client may reset up to half of them.
 constexpr uint64_t kResetGrace = 500;
+// The longest piece of frames other than DATA that nghttp2 hands out at once is 16 KiB and a header; so much stays
+// free behind every DATA frame, since one may follow it before drain() looks at the room again.
+constexpr size_t kControlRoom = 24 * 1024;
 // Pieces of one stream's DATA handed over at once; more than that many small frames in a row are rare.
 constexpr size_t kBatchPieces = 64;
 
@@ -65,8 +68,13 @@ struct H2Callbacks {
     return 0;
   }
 
-  static int on_begin_headers(nghttp2_session*, const nghttp2_frame*, void* user) {
+  static int on_begin_headers(nghttp2_session*, const nghttp2_frame* frame, void* user) {
     auto& me = self(user);
+    // Here, because every stream that has begun ends in on_close, those whose header is refused too.
+    if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
+      me.requests_ += 1;
+      me.open_streams_ += 1;
+    }
     me.block_.clear();
     me.block_bytes_ = 0;
     me.block_refused_ = false;
@@ -84,7 +92,9 @@ struct H2Callbacks {
       if (!me.block_refused_) {
         me.block_refused_ = true;
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_ENHANCE_YOUR_CALM);
-        me.error_ = {Reason::HEADERS_TOO_LARGE, "header block over the limit"};
+        if (frame->hd.type == NGHTTP2_HEADERS && frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
+          me.owner_.on_request_refused({Reason::HEADERS_TOO_LARGE, "header block over the limit"});
+        }
       }
       return 0;
     }
@@ -131,8 +141,8 @@ struct H2Callbacks {
         me.owner_.on_goaway();
         return 0;
       case NGHTTP2_RST_STREAM:
-        if (me.role_ == H2Session::Role::server && ++me.early_resets_ > kResetGrace &&
-            me.early_resets_ * 2 > me.requests_) {
+        if (me.role_ == H2Session::Role::server && is_early_reset(session, frame->hd.stream_id) &&
+            ++me.early_resets_ > kResetGrace && me.early_resets_ * 2 > me.requests_) {
           return me.fail_session(Reason::H2_FLOOD, "too many streams reset by the peer", H2Error::enhance_your_calm);
         }
         return 0;
@@ -140,12 +150,16 @@ struct H2Callbacks {
     }
   }
 
+  // Before the answer. Later resets are how applications end connections, and how clients take a refusal.
+  static bool is_early_reset(nghttp2_session* session, int32_t id) {
+    auto* owner = stream(session, id);
+    return owner != nullptr ? !owner->answered_ : nghttp2_session_get_stream_local_close(session, id) != 1;
+  }
+
   static int on_headers_frame(H2Session& me, nghttp2_session* session, const nghttp2_frame* frame, bool end) {
     int32_t id = frame->hd.stream_id;
     if (me.block_refused_) return 0;
     if (frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
-      me.requests_ += 1;
-      me.open_streams_ += 1;
       me.owner_.on_request(id, me.block_, end);
       if (auto* owner = end ? stream(session, id) : nullptr) owner->on_end();
       return 0;
@@ -198,8 +212,10 @@ struct H2Callbacks {
                       void* user) {
     auto& me = self(user);
     size_t room = me.out_size_ - me.out_used_;
-    if (room < kFrameHeader + size) return NGHTTP2_ERR_PAUSE;
-    auto pulled = static_cast<H2Stream*>(source->ptr)->pull({me.out_ + me.out_used_ + kFrameHeader, size});
+    if (room < kFrameHeader + size + kControlRoom) return NGHTTP2_ERR_PAUSE;
+    auto& owner = *static_cast<H2Stream*>(source->ptr);
+    owner.answered_ = true;  // the body is asked for when the header has gone
+    auto pulled = owner.pull({me.out_ + me.out_used_ + kFrameHeader, size});
     if (pulled.reset) nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_CONNECT_ERROR);
     if (pulled.reset || (pulled.bytes == 0 && !pulled.end)) return NGHTTP2_ERR_DEFERRED;
     *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
@@ -266,17 +282,17 @@ H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
 H2Session::~H2Session() { nghttp2_session_del(session_); }
 
 int H2Session::fail_session(Reason reason, std::string message, H2Error code) {
+  failed_ = true;
   error_ = {reason, std::move(message)};
   nghttp2_session_terminate_session(session_, static_cast<uint32_t>(code));
   return NGHTTP2_ERR_CALLBACK_FAILURE;
 }
 
 bool H2Session::feed(std::span<const uint8_t> bytes) {
-  if (error_.reason == Reason::HEADERS_TOO_LARGE) error_ = {Reason::NONE, {}};  // that cost only the stream
   ssize_t taken = nghttp2_session_mem_recv(session_, bytes.data(), bytes.size());
   deliver();
   if (taken >= 0) return true;
-  if (error_.reason == Reason::NONE || error_.reason == Reason::HEADERS_TOO_LARGE) {
+  if (!failed_) {
     bool flood = taken == NGHTTP2_ERR_FLOODED;
     error_ = {flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL, nghttp2_strerror(static_cast<int>(taken))};
   }
@@ -363,6 +379,7 @@ void H2Session::release(H2Stream& stream) {
 
 void H2Session::attach(H2Stream& stream, int32_t id) {
   stream.id_ = id;
+  stream.answered_ = false;
   stream.previous_ = nullptr;
   stream.next_ = streams_;
   if (streams_ != nullptr) streams_->previous_ = &stream;
@@ -399,7 +416,11 @@ void H2Session::consume(H2Stream& stream, size_t bytes) {
   if (stream.id_ > 0) nghttp2_session_consume_stream(session_, stream.id_, bytes);
 }
 
-void H2Session::ping() { nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, nullptr); }
+void H2Session::ping() {
+  control_frames_ /= 2;
+  work_frames_ /= 2;
+  nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, nullptr);
+}
 void H2Session::terminate(H2Error error) { nghttp2_session_terminate_session(session_, static_cast<uint32_t>(error)); }
 void H2Session::shutdown_notice() { nghttp2_submit_shutdown_notice(session_); }
 void H2Session::refuse_new_streams() {

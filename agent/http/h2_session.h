@@ -40,7 +40,7 @@ struct H2Limits {
   uint32_t data_frame = 64 * 1024;         // sent, if the peer accepts it
   size_t header_bytes = 60 * 1024;         // decoded, names and values and 32 per field (RFC 9113 10.5.1)
   size_t header_fields = 100;
-  size_t control_frames = 1000;            // more than DATA and HEADERS frames account for
+  size_t control_frames = 1000;            // between two ping(), more than DATA and HEADERS frames account for
 };
 
 // A header block while it is being handled. The views of `fields` die with the call that hands it out.
@@ -89,6 +89,7 @@ class H2Stream {
   friend class H2Session;
   friend struct H2Callbacks;
   int32_t id_ = -1;
+  bool answered_ = false;      // server: the peer has been sent the response's header
   H2Stream* next_ = nullptr;  // the session's list of streams with an owner
   H2Stream* previous_ = nullptr;
 };
@@ -97,6 +98,7 @@ class H2SessionOwner {
  public:
   // A request, with `end` one without a body. Give it an owner by accept() within the call, or answer or reset it.
   virtual void on_request(int32_t id, const HeaderBlock& headers, bool end) = 0;
+  virtual void on_request_refused(const Error&) {}  // its header block was too large; the stream is reset
   virtual void on_goaway() {}          // no new streams on this connection
   virtual void on_ping_ack() {}
   virtual void on_settings() {}        // the peer's first SETTINGS arrived
@@ -140,6 +142,8 @@ class H2Session {
   void consume(H2Stream& stream, size_t bytes);
   // Tells every owner that its stream is over (internal_error): the connection is lost.
   void close_all(bool processed);
+  // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection that is
+  // quiet for days exchanges more of them than a flood has.
   void ping();
   // Ends the connection: GOAWAY with the last stream handled, after which nothing is read or written.
   void terminate(H2Error error);
@@ -177,7 +181,7 @@ class H2Session {
   uint64_t control_frames_ = 0, work_frames_ = 0;
   uint64_t requests_ = 0, early_resets_ = 0;
   uint32_t empty_frames_ = 0;
-  bool settings_received_ = false, going_away_ = false;
+  bool settings_received_ = false, going_away_ = false, failed_ = false;
   Error error_{Reason::NONE, {}};
 };
 

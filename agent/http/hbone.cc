@@ -59,7 +59,7 @@ void HboneConnection::on_events(uint32_t events) {
     if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
     if (!tls_.blocked()) schedule_flush();
   }
-  if (events & ~uint32_t{EPOLLOUT}) receive();
+  if ((events & ~uint32_t{EPOLLOUT}) && !again_) receive();
 }
 
 bool HboneConnection::finish_connect(uint32_t events) {
@@ -107,16 +107,19 @@ void HboneConnection::receive() {
     auto [bytes, state, drained] = tls_.read();
     taken += bytes.size();
     if (!bytes.empty() && !session_.feed(bytes)) {
-      Error error = session_.error();
-      flush();  // the GOAWAY that says why
-      return close(std::move(error));
+      close(session_.error());
+      return flush();  // the GOAWAY that says why
     }
     if (state == tls::Stream::State::failed) return close({Reason::TUNNEL_LOST, "the TLS connection broke"});
     if (state == tls::Stream::State::closed) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
     if (drained) break;
     if (taken >= kTurnBudget) {
+      // Events that come while this is posted leave it to this, or each would begin a share of its own.
+      again_ = true;
       reactor_.post([this, alive = std::weak_ptr<int>(alive_)] {
-        if (!alive.expired() && !closing_) receive();
+        if (alive.expired()) return;
+        again_ = false;
+        if (!closing_) receive();
       });
       break;
     }
@@ -158,6 +161,8 @@ void HboneConnection::on_ping_ack() {
 void HboneConnection::on_request(int32_t id, const HeaderBlock& headers, bool end) {
   owner_.on_hbone_request(*this, id, headers, end);
 }
+
+void HboneConnection::on_request_refused(const Error& error) { owner_.on_hbone_request_refused(*this, error); }
 
 void HboneConnection::on_goaway() {
   if (std::exchange(draining_, true)) return;
@@ -215,10 +220,16 @@ void HboneConnection::on_timer() {
 
 void HboneConnection::tick_open() {
   auto now = reactor_.now();
+  timer_.arm(reactor_, times_.ping_interval);
   if (session_.open_streams() > 0) busy_at_ = now;
   if (role_ == H2Session::Role::client && now - busy_at_ >= times_.idle) return drain();
   if (ping_sent_ && now - ping_at_ >= times_.ping_timeout) {
     return close({Reason::PING_TIMEOUT, "no answer to PING"});
+  }
+  // A connection that lasts is worth resuming; sealing a ticket costs a sixth of a handshake.
+  if (role_ == H2Session::Role::server && peer_->alpn == tls::Alpn::nm1 && !std::exchange(ticket_sent_, true)) {
+    tls::send_ticket(tls_.ssl());
+    if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
   }
   if (!ping_sent_) {
     ping_sent_ = true;
@@ -226,7 +237,6 @@ void HboneConnection::tick_open() {
     session_.ping();
     schedule_flush();
   }
-  timer_.arm(reactor_, times_.ping_interval);
 }
 
 }  // namespace nodemesh::http

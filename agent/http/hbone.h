@@ -30,6 +30,8 @@ class HboneOwner {
  public:
   // Server: a request stream; see H2SessionOwner::on_request.
   virtual void on_hbone_request(HboneConnection& connection, int32_t id, const HeaderBlock& headers, bool end) = 0;
+  // Server: a request that never became one, for its header block; its stream is reset already.
+  virtual void on_hbone_request_refused(HboneConnection&, const Error&) {}
   // The handshake is done (`error` NONE) or failed; for metrics. `took` since the connection object was made.
   virtual void on_hbone_handshake(HboneConnection& connection, const Error& error, Monotonic::duration took) = 0;
   // Take no new streams on it (GOAWAY, drain, lost trust).
@@ -75,6 +77,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   enum class State { connecting, handshaking, open, closed };
   void on_events(uint32_t events) override;
   void on_request(int32_t id, const HeaderBlock& headers, bool end) override;
+  void on_request_refused(const Error& error) override;
   void on_goaway() override;
   void on_ping_ack() override;
   bool finish_connect(uint32_t events);
@@ -87,7 +90,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
 
   const H2Session::Role role_;
   State state_;
-  bool draining_ = false, refusing_ = false, ping_sent_ = false, closing_ = false;
+  bool draining_ = false, refusing_ = false, ping_sent_ = false, ticket_sent_ = false, closing_ = false, again_ = false;
   io::Reactor& reactor_;
   io::Buffers& buffers_;
   HboneOwner& owner_;

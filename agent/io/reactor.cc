@@ -91,7 +91,10 @@ void Reactor::run_once(milliseconds wait) {
 }
 
 void Reactor::fire_timers() {
-  while (!timers_.empty() && timers_.front()->due_ <= now_) {
+  // A timer that its own callback arms for "at once" is due in the next turn, not for ever in this one.
+  auto until = now_;
+  now_ += Monotonic::duration(1);
+  while (!timers_.empty() && timers_.front()->due_ <= until) {
     Timer* timer = timers_.front();
     timer->cancel();
     timer->fire_();

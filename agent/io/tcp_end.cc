@@ -14,6 +14,7 @@ Result<> TcpEnd::adopt(Fd fd) {
 }
 
 int TcpEnd::connect(Fd fd, const SockAddr& to, const SockAddr* from, int family) {
+  if (family == AF_INET && !to.ip.is_v4()) return EAFNOSUPPORT;
   sockaddr_storage native;
   if (from != nullptr) {
     socklen_t size = from->to_native(native, family);
@@ -23,8 +24,12 @@ int TcpEnd::connect(Fd fd, const SockAddr& to, const SockAddr* from, int family)
   int result = ::connect(fd.get(), reinterpret_cast<sockaddr*>(&native), size);
   if (result != 0 && errno != EINPROGRESS) return errno;
   connecting_ = result != 0;
+  shared_ = true;
   if (auto adopted = adopt(std::move(fd)); !adopted) return ENOMEM;
-  return connecting_ ? EINPROGRESS : 0;
+  if (connecting_) return EINPROGRESS;
+  // What was written before goes with the first EPOLLOUT; an end alone would wait for nothing.
+  if (end_wanted_) end_write();
+  return 0;
 }
 
 TcpEnd::Read TcpEnd::read(std::span<uint8_t> out) {
@@ -48,8 +53,8 @@ TcpEnd::Read TcpEnd::read(std::span<uint8_t> out) {
 }
 
 size_t TcpEnd::write(std::span<const iovec> pieces, size_t total) {
-  if (broken_ || end_wanted_) return total;
-  if (kept_ != nullptr || connecting_) {
+  if (broken_ || end_wanted_ || closed_) return total;
+  if (kept_ != nullptr || connecting_ || !fd_) {
     keep(pieces, 0);
     return 0;
   }
@@ -71,6 +76,11 @@ size_t TcpEnd::write(std::span<const iovec> pieces, size_t total) {
 void TcpEnd::keep(std::span<const iovec> pieces, size_t skip) {
   if (kept_ == nullptr) {
     kept_ = std::make_unique<std::vector<uint8_t>>();
+    kept_sent_ = 0;
+  }
+  // A peer that is always a little behind would otherwise make us hold everything that ever passed.
+  if (kept_sent_ > kept_->size() / 2) {
+    kept_->erase(kept_->begin(), kept_->begin() + static_cast<ptrdiff_t>(kept_sent_));
     kept_sent_ = 0;
   }
   for (const auto& piece : pieces) {
@@ -104,21 +114,28 @@ void TcpEnd::send_kept() {
 
 void TcpEnd::end_write() {
   end_wanted_ = true;
-  if (kept_ != nullptr || connecting_ || write_ended_ || broken_) return;
+  if (kept_ != nullptr || connecting_ || write_ended_ || broken_ || !fd_) return;
   write_ended_ = true;
   ::shutdown(fd_.get(), SHUT_WR);
 }
 
 void TcpEnd::close() {
-  if (!fd_) return;
-  reactor_.remove(fd_.get(), *this, /*closing=*/true);
+  forget();
   fd_.reset();
 }
 
 void TcpEnd::reset() {
-  if (!fd_) return;
-  reactor_.remove(fd_.get(), *this, /*closing=*/true);
-  close_with_reset(fd_);
+  forget();
+  if (fd_) close_with_reset(fd_);
+}
+
+void TcpEnd::forget() {
+  closed_ = true;
+  readable_ = connecting_ = false;
+  kept_.reset();
+  alive_.reset();
+  // epoll forgets a socket by itself only when its last descriptor is closed, in whatever process that is.
+  if (fd_) reactor_.remove(fd_.get(), *this, /*closing=*/!shared_);
 }
 
 void TcpEnd::later(std::move_only_function<void()> work) {
@@ -134,7 +151,9 @@ void TcpEnd::on_events(uint32_t events) {
     connecting_ = false;
     int error = take_error(fd_.get());
     broken_ = error != 0;
-    readable_ = (events & EPOLLIN) != 0;
+    // A server that spoke first may have ended already: no other event comes for its FIN.
+    peer_ended_ = (events & (EPOLLRDHUP | EPOLLHUP)) != 0;
+    readable_ = (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP)) != 0;
     if (error == 0 && kept_ == nullptr && end_wanted_) end_write();
     // What was written meanwhile goes after the owner's call, in which the owner may destroy us.
     if (error == 0 && kept_ != nullptr) later([this] { send_kept(); });

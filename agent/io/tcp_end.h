@@ -56,7 +56,7 @@ class TcpEnd final : private EventHandler {
   bool readable() const { return readable_; }
   // `bytes` may be non-zero with any status.
   Read read(std::span<uint8_t> out);
-  // Sends the pieces; what the kernel does not take is kept and goes first. Returns how much has left us, or nothing
+  // Sends the pieces; what the kernel does not take, and all before there is a connected socket, is kept and goes first. Returns how much has left us, or nothing
   // is kept and the connection is broken(). `total` is the sum of the pieces.
   size_t write(std::span<const iovec> pieces, size_t total);
   size_t kept() const { return kept_ ? kept_->size() - kept_sent_ : 0; }
@@ -72,6 +72,7 @@ class TcpEnd final : private EventHandler {
  private:
   void on_events(uint32_t events) override;
   void send_kept();
+  void forget();  // ends all calls to the owner
   // Runs `work` in this turn unless this end is gone by then.
   void later(std::move_only_function<void()> work);
   void keep(std::span<const iovec> pieces, size_t skip);
@@ -83,7 +84,8 @@ class TcpEnd final : private EventHandler {
   Fd fd_;
   std::shared_ptr<int> alive_;  // made when work is posted for later, which must notice that we are gone
   bool connecting_ = false, readable_ = false, peer_ended_ = false, read_ended_ = false, write_ended_ = false;
-  bool end_wanted_ = false, broken_ = false;
+  bool end_wanted_ = false, broken_ = false, closed_ = false;
+  bool shared_ = false;  // the socket was made by another process, which may still hold a copy
 };
 
 }  // namespace nodemesh::io

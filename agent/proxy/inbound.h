@@ -23,6 +23,7 @@ class InboundTunnel final : private http::HboneOwner {
  private:
   InboundTunnel(Worker& worker, PodState& pod, Accepted accepted);
   void on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock& headers, bool end) override;
+  void on_hbone_request_refused(http::HboneConnection&, const Error& error) override { record_refusal(local_, error); }
   void on_hbone_handshake(http::HboneConnection& connection, const Error& error, Monotonic::duration took) override;
   void on_hbone_draining(http::HboneConnection&) override {}
   void on_hbone_closed(http::HboneConnection& connection, const Error& error) override;

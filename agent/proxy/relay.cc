@@ -27,10 +27,7 @@ void TcpRelay::start() {
 bool TcpRelay::pump(io::TcpEnd& from, io::TcpEnd& to) {
   for (size_t moved = 0; from.readable() && to.kept() == 0;) {
     if (moved >= kTurnBudget) {
-      if (alive_ == nullptr) alive_ = std::make_shared<int>(0);
-      reactor_.post([this, &from, &to, alive = std::weak_ptr<int>(alive_)] {
-        if (!alive.expired()) pump(from, to);
-      });
+      pump_again(from, to);
       return true;
     }
     auto [bytes, status] = from.read({buffers_.plain.get(), kChunk});
@@ -53,8 +50,20 @@ bool TcpRelay::pump(io::TcpEnd& from, io::TcpEnd& to) {
   return true;
 }
 
+// Once, however many events ask for it meanwhile: each would take a turn's share of its own.
+void TcpRelay::pump_again(io::TcpEnd& from, io::TcpEnd& to) {
+  bool& again = again_[&from == &server];
+  if (std::exchange(again, true)) return;
+  if (alive_ == nullptr) alive_ = std::make_shared<int>(0);
+  reactor_.post([this, &from, &to, &again, alive = std::weak_ptr<int>(alive_)] {
+    if (alive.expired()) return;
+    again = false;
+    pump(from, to);
+  });
+}
+
 void TcpRelay::on_readable(io::TcpEnd& end) {
-  if (started_) pump(end, &end == &client ? server : client);
+  if (started_ && !again_[&end == &server]) pump(end, &end == &client ? server : client);
 }
 
 void TcpRelay::on_drained(io::TcpEnd& end, size_t) {
@@ -69,6 +78,7 @@ void TcpRelay::on_broken(io::TcpEnd& end) {
 }
 
 void TcpRelay::abort() {
+  alive_.reset();  // work that is posted still finds this object, but no sockets
   client.reset();
   server.reset();
 }
@@ -164,6 +174,7 @@ void TunnelRelay::on_connected(io::TcpEnd&, int error) { owner_.on_relay_connect
 void TunnelRelay::on_broken(io::TcpEnd&) { finish({Reason::PEER_RESET, "the application reset the connection"}); }
 
 void TunnelRelay::abort(http::H2Error error) {
+  done_ = true;
   if (connection_ != nullptr && !closed_) {
     connection_->session().abandon(*this, error);
     connection_->schedule_flush();
@@ -173,10 +184,11 @@ void TunnelRelay::abort(http::H2Error error) {
 }
 
 void TunnelRelay::finish(Error error) {
-  if (std::exchange(done_, true)) return;
+  if (done_) return;
   if (error.reason != Reason::NONE) {
     abort(http::H2Error::connect_error);
   } else {
+    done_ = true;
     tcp.close();
   }
   owner_.on_relay_done(error);

@@ -54,8 +54,11 @@ class TcpRelay final : private io::TcpEndOwner {
   io::Buffers& buffers_;
   telemetry::Record& record_;
   RelayOwner& owner_;
+  void pump_again(io::TcpEnd& from, io::TcpEnd& to);
+
   std::shared_ptr<int> alive_;
   bool started_ = false;
+  bool again_[2] = {};  // what is left of a direction (client's first) is posted
 };
 
 class TunnelRelay final : public http::H2Stream, private io::TcpEndOwner {

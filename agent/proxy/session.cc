@@ -33,7 +33,7 @@ Session::~Session() {
 }
 
 void Session::end(const Error& error) {
-  ended_ = true;
+  if (std::exchange(ended_, true)) return;
   if (error.reason != Reason::NONE) record_.fail(error);
   record_.complete();
   pod_.sessions.erase(*this);

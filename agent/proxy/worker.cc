@@ -55,13 +55,14 @@ void Worker::start() {
   thread_ = std::thread([this] {
     ticker_.arm(reactor, kTick);
     reactor.run();
-    // Sessions and tunnels die on the thread that owns them, while everything they refer to still lives.
-    pool.reset();
+    // Sessions and tunnels die on the thread that owns them, while everything they refer to still lives: sessions
+    // first, since those that wait for the pool tell it so.
     for (auto& [cookie, pod] : pods_) {
-      pod->tunnels.clear();
       while (pod->sessions.first() != nullptr) pod->sessions.first()->abort({Reason::SHUTDOWN, "the agent is stopping"});
     }
     graves_.clear();
+    pool.reset();
+    for (auto& [cookie, pod] : pods_) pod->tunnels.clear();
     pods_.clear();
     recorder.access_log.flush();
   });
@@ -164,6 +165,7 @@ size_t Worker::open_connections() const {
 
 void Worker::remove_pod(uint64_t cookie) {
   auto found = pods_.find(cookie);
+  std::unique_ptr<PodState> dying;
   if (found != pods_.end()) {
     PodState& pod = *found->second;
     Error gone{Reason::POD_GONE, "the pod is gone"};
@@ -172,11 +174,14 @@ void Worker::remove_pod(uint64_t cookie) {
     for (auto& [key, tunnel] : pod.tunnels) tunnel->connection().close(gone);
     while (pod.sessions.first() != nullptr) pod.sessions.first()->abort(gone);
     pod.stock.clear(gone);
+    dying = std::move(found->second);
+    pods_.erase(found);
   }
-  // Tunnels end with this turn and their objects with the next, so the pod's state goes after both.
-  reactor.post([this, cookie] {
-    reactor.post([this, cookie] {
-      pods_.erase(cookie);
+  // Tunnels end with this turn and their objects with the next, so the pod's state goes after both. Nobody finds it
+  // any more: a pod announced anew under the same cookie, or a connection handed over, must not meet it.
+  reactor.post([this, cookie, dying = std::move(dying)]() mutable {
+    reactor.post([this, cookie, dying = std::move(dying)]() mutable {
+      dying.reset();
       control.pod_closed(options.number, cookie);
     });
   });

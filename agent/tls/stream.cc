@@ -93,8 +93,9 @@ Stream::Read Stream::read() {
   uint8_t* out = buffers_.plain.get();
   size_t filled = 0;
   ERR_clear_error();
-  may_receive_ = true;
-  may_receive_ = !receive();
+  // Records behind the last one of the handshake lie undecrypted in the buffer that a recv would overwrite.
+  if (cipher_size_ == 0) receive();
+  may_receive_ = false;
   State state = State::ok;
   while (state == State::ok) {
     size_t count = 0;
@@ -111,6 +112,8 @@ Stream::Read Stream::read() {
     }
   }
   may_receive_ = true;
+  // An answer that OpenSSL gave by itself (KeyUpdate) may not wait in the shared buffer while other connections run.
+  if (sealed_ > 0) flush();
   return {{out, filled}, state, socket_empty_ || peer_closed_};
 }
 

@@ -23,9 +23,7 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
  public:
   Group(TunnelPool& pool, TunnelKey group_key, PoolSource from)
       : key(std::move(group_key)), source(std::move(from)), pool_(pool) {}
-  ~Group() {
-    if (dialling_) source.stock->cancel(*this);
-  }
+  ~Group() { stop_dialling(); }
 
   const TunnelKey key;
   PoolSource source;
@@ -55,8 +53,15 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     refuse(error);
   }
   void refuse(const Error& error) {
-    auto refused = std::exchange(waiters, {});
-    for (auto* waiter : refused) waiter->on_no_tunnel(error);
+    while (!waiters.empty()) {
+      auto* waiter = waiters.front();
+      waiters.erase(waiters.begin());
+      waiter->on_no_tunnel(error);
+    }
+    retire();
+  }
+  void stop_dialling() {
+    if (std::exchange(dialling_, false)) source.stock->cancel(*this);
   }
   void serve() {
     while (!waiters.empty()) {
@@ -72,6 +77,13 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
   }
 
  private:
+  // Leaves the pool when nothing is left in it; its code may be on the stack, so it goes when that has returned.
+  void retire() {
+    if (!connections.empty() || !waiters.empty() || dialling_) return;
+    auto self = pool_.groups_.find(key);
+    pool_.reactor_.post([gone = std::move(self->second)] {});
+    pool_.groups_.erase(self);
+  }
   Result<> connect(Fd socket) {
     auto slash = key.accepted.find('/');
     auto accepted = std::make_shared<tls::AcceptedPeers>();
@@ -112,12 +124,7 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     // The connection is still on the stack; it goes when this turn's handlers have returned.
     pool_.reactor_.post([gone = std::move(*found)] {});
     connections.erase(found);
-    if (connections.empty() && waiters.empty() && !dialling_) {
-      auto& groups = pool_.groups_;
-      auto self = groups.find(key);
-      pool_.reactor_.post([gone = std::move(self->second)] {});
-      groups.erase(self);
-    }
+    retire();
   }
 
   TunnelPool& pool_;
@@ -144,7 +151,7 @@ http::HboneConnection* TunnelPool::usable(Group& group) const {
 http::HboneConnection* TunnelPool::acquire(const PoolSource& source, const TunnelKey& key, TunnelWaiter& waiter) {
   auto& group = groups_[key];
   if (group == nullptr) group = std::make_unique<Group>(*this, key, source);
-  group->source.credential = source.credential;
+  group->source = source;  // a renewed certificate, or a pod that came back while its connections were ending
   if (auto* connection = usable(*group)) return connection;
   group->waiters.push_back(&waiter);
   if (!group->dial()) return nullptr;
@@ -161,9 +168,9 @@ void TunnelPool::close_pod(uint64_t cookie, const Error& error) {
     auto current = it++;
     if (current->first.cookie != cookie) continue;
     Group& group = *current->second;
-    group.refuse(error);
+    group.stop_dialling();
     for (auto& connection : group.connections) connection->close(error);
-    if (group.connections.empty()) groups_.erase(current);
+    group.refuse(error);  // an empty group goes with this, another with its last connection
   }
 }
 

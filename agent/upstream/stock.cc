@@ -56,8 +56,12 @@ void SocketStock::add(warden::SocketKind kind, std::vector<Fd> sockets) {
 void SocketStock::none(warden::SocketKind kind, const Error& error) {
   Kind& stock = of(kind);
   stock.asked = false;
-  auto waiters = std::exchange(stock.waiters, {});
-  for (auto* waiter : waiters) waiter->on_no_socket(error);
+  // One by one, since what one does may cancel another; those that come meanwhile wait for the next answer.
+  for (size_t count = stock.waiters.size(); count > 0 && !stock.waiters.empty(); --count) {
+    SocketWaiter* waiter = stock.waiters.front();
+    stock.waiters.pop_front();
+    waiter->on_no_socket(error);
+  }
 }
 
 void SocketStock::trim(Monotonic::time_point now) {

@@ -59,7 +59,8 @@ def _http2(**options):
 
 def client(pod, port, host, target, authority, credential):
     """Starts an Envoy in the pod that carries connections to `port` through host:15008 to `target` ("ip:port")."""
-    up = _cluster("hbone", host, 15008, typed_extension_protocol_options=_http2(allow_connect=True),
+    up = _cluster("hbone", host, 15008, # Envoy fills a fresh connection before it has read the peer's SETTINGS, so it is told the limit.
+                  typed_extension_protocol_options=_http2(allow_connect=True, max_concurrent_streams=100),
                   transport_socket=_tls("Upstream", authority, credential, "spiffe://cluster.local/"))
     proxy = _filter("tcp", "network.tcp_proxy.v3.TcpProxy", stat_prefix="tcp", cluster="hbone", idle_timeout="0s",
                     tunneling_config={"hostname": target})

@@ -230,15 +230,14 @@ class Server:
     Runs in threads of the test process; `mode` is echo, refuse (503), reset, stall (never answers) or goaway.
     """
 
-    def __init__(self, pod, authority, credential, mode="echo", alpn=("h2",), settings=None, request_certificate=True):
-        self.mode, self.settings = mode, settings or {}
+    def __init__(self, pod, authority, credential, mode="echo", alpn=("h2",), max_streams=None):
+        self.mode, self.max_streams = mode, max_streams
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         self.context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE  # the client's order decides
         self.context.load_cert_chain(credential.chain_file, credential.key_file)
         self.context.load_verify_locations(authority.root_file)
-        if request_certificate:
-            self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context.verify_mode = ssl.CERT_REQUIRED
         if alpn:
             self.context.set_alpn_protocols(list(alpn))
         self.connections = []  # dicts: names, alpn, cipher, version, sni
@@ -246,6 +245,7 @@ class Server:
         self.remote_settings = []
         self.ends = []  # per stream: "fin" or the code of RST_STREAM
         self.errors = []
+        self.refused = 0
         self._after = []
         with netns.entered(pod.netns):
             self.listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
@@ -291,9 +291,11 @@ class Server:
     def _speak(self, secure):
         conn = h2.connection.H2Connection(h2.config.H2Configuration(
             client_side=False, header_encoding="utf-8", validate_inbound_headers=False))
-        conn.local_settings.update(self.settings)
         conn.initiate_connection()
-        secure.sendall(conn.data_to_send())
+        greeting = conn.data_to_send()
+        if self.max_streams:  # not by h2, which ends the connection where RFC 9113 5.1.2 lets a stream be refused
+            greeting += frames.SettingsFrame(0, settings={3: self.max_streams}).serialize()
+        secure.sendall(greeting)
         waiting = {}  # stream -> bytes to echo, and whether the end follows
         while data := secure.recv(65536):
             for event in conn.receive_data(data):
@@ -317,6 +319,10 @@ class Server:
             self._after.clear()
 
     def _answer(self, conn, event, waiting):
+        if self.max_streams and len(waiting) >= self.max_streams:
+            self.refused += 1
+            conn.reset_stream(event.stream_id, 7)
+            return
         self.requests.append(dict(event.headers))
         if self.mode == "refuse":
             conn.send_headers(event.stream_id, [(":status", "503")], end_stream=True)
