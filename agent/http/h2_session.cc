@@ -189,6 +189,18 @@ struct H2Callbacks {
     return 0;
   }
 
+  // The library judged the peer by itself and says so with its GOAWAY.
+  static int on_sent(nghttp2_session*, const nghttp2_frame* frame, void* user) {
+    auto& me = self(user);
+    if (frame->hd.type != NGHTTP2_GOAWAY || frame->goaway.error_code == NGHTTP2_NO_ERROR || me.failed_) return 0;
+    bool flood = frame->goaway.error_code == NGHTTP2_ENHANCE_YOUR_CALM;
+    me.failed_ = true;
+    me.error_ = {flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL,
+                 std::string(text(frame->goaway.opaque_data, frame->goaway.opaque_data_len))};
+    if (me.error_.message.empty()) me.error_.message = nghttp2_http2_strerror(frame->goaway.error_code);
+    return 0;
+  }
+
   static int on_close(nghttp2_session* session, int32_t id, uint32_t code, void* user) {
     auto& me = self(user);
     me.deliver();
@@ -242,6 +254,7 @@ struct H2Callbacks {
       nghttp2_session_callbacks_set_on_frame_recv_callback(made, on_frame);
       nghttp2_session_callbacks_set_on_data_chunk_recv_callback(made, on_data);
       nghttp2_session_callbacks_set_on_stream_close_callback(made, on_close);
+      nghttp2_session_callbacks_set_on_frame_send_callback(made, on_sent);
       nghttp2_session_callbacks_set_data_source_read_length_callback(made, length);
       nghttp2_session_callbacks_set_send_data_callback(made, send_data);
       return made;

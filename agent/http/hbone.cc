@@ -1,8 +1,10 @@
 #include "http/hbone.h"
 
 #include <openssl/ssl.h>
+#include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "io/socket.h"
 
@@ -11,6 +13,9 @@ namespace {
 
 // What one connection may send or receive in a turn before the others have theirs.
 constexpr size_t kTurnBudget = 2 << 20;
+// What a connection that we ended for cause may go on sending until it is reset.
+constexpr auto kLinger = seconds(1);
+constexpr size_t kMaxDiscarded = 1 << 20;
 
 }  // namespace
 
@@ -23,17 +28,19 @@ HboneConnection::HboneConnection(H2Session::Role role, io::Reactor& reactor, io:
       owner_(owner),
       times_(times),
       tls_(std::move(ssl), std::move(fd), buffers),
-      session_(role, *this, limits),
+      limits_(limits),
       started_(reactor.now()),
       busy_at_(started_),
       timer_([this] { on_timer(); }),
       flush_([this] { flush(); }),
-      end_([this] { finish(); }) {}
+      end_([this] { finish(); }) {
+  if (role == H2Session::Role::client) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
+}
 
 HboneConnection::~HboneConnection() {
   if (state_ != State::closed) {
     reactor_.remove(tls_.fd(), *this);
-    session_.close_all(true);
+    if (session_) session_->close_all(true);
   }
 }
 
@@ -51,9 +58,13 @@ const char* HboneConnection::tls_version() const { return SSL_get_version(tls_.s
 const char* HboneConnection::tls_cipher() const { return SSL_get_cipher_name(tls_.ssl()); }
 
 void HboneConnection::on_events(uint32_t events) {
+  if (state_ == State::lingering) return discard();
   if (closing_) return;
-  if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) tls_.mark_readable();
+  constexpr uint32_t kEnded = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
+  if (events & (EPOLLIN | kEnded)) tls_.mark_readable((events & kEnded) != 0);
   if (state_ == State::connecting && !finish_connect(events)) return;
+  // A server has nothing to do, and no buffer to spend, before the peer's first byte.
+  if (state_ == State::handshaking && role_ == H2Session::Role::server && !(events & ~uint32_t{EPOLLOUT})) return;
   if (state_ == State::handshaking && !advance_handshake()) return;
   if ((events & EPOLLOUT) && tls_.blocked()) {
     if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
@@ -94,6 +105,7 @@ bool HboneConnection::advance_handshake() {
     close(std::move(failure));
     return false;
   }
+  if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
   state_ = State::open;
   ping_at_ = reactor_.now();
   timer_.arm(reactor_, times_.ping_interval);
@@ -106,8 +118,8 @@ void HboneConnection::receive() {
   for (size_t taken = 0; state_ == State::open;) {
     auto [bytes, state, drained] = tls_.read();
     taken += bytes.size();
-    if (!bytes.empty() && !session_.feed(bytes)) {
-      close(session_.error());
+    if (!bytes.empty() && !session_->feed(bytes)) {
+      close(session_->error());
       return flush();  // the GOAWAY that says why
     }
     if (state == tls::Stream::State::failed) return close({Reason::TUNNEL_LOST, "the TLS connection broke"});
@@ -124,13 +136,13 @@ void HboneConnection::receive() {
       break;
     }
   }
-  if (session_.wants_write()) schedule_flush();
+  if (session_->wants_write()) schedule_flush();
 }
 
 void HboneConnection::flush() {
   if (state_ != State::open) return;
   for (size_t sent = 0; !tls_.blocked();) {
-    size_t count = session_.drain({buffers_.gather.get(), io::Buffers::kGather});
+    size_t count = session_->drain({buffers_.gather.get(), io::Buffers::kGather});
     if (count == 0) break;
     if (!tls_.seal({buffers_.gather.get(), count}) || !tls_.flush()) {
       return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
@@ -142,18 +154,16 @@ void HboneConnection::flush() {
     }
   }
   if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
-  if (session_.open_streams() > 0) busy_at_ = reactor_.now();
-  bool drained = draining_ && (refusing_ || role_ == H2Session::Role::client) && session_.open_streams() == 0;
-  if ((drained && !tls_.blocked()) || session_.finished()) {
-    close({Reason::NONE, {}});
-  }
+  if (session_->open_streams() > 0) busy_at_ = reactor_.now();
+  bool drained = draining_ && (refusing_ || role_ == H2Session::Role::client) && session_->open_streams() == 0;
+  if ((drained && !tls_.blocked()) || session_->finished()) close(session_->error());
 }
 
 void HboneConnection::on_ping_ack() {
   ping_sent_ = false;
   // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
   if (draining_ && role_ == H2Session::Role::server && !std::exchange(refusing_, true)) {
-    session_.refuse_new_streams();
+    session_->refuse_new_streams();
     schedule_flush();
   }
 }
@@ -175,10 +185,10 @@ void HboneConnection::drain() {
   owner_.on_hbone_draining(*this);
   if (state_ != State::open) return close({Reason::NONE, {}});
   if (role_ == H2Session::Role::server) {
-    session_.shutdown_notice();
-    session_.ping();
+    session_->shutdown_notice();
+    session_->ping();
   } else {
-    session_.refuse_new_streams();
+    session_->refuse_new_streams();
   }
   schedule_flush();
 }
@@ -196,19 +206,44 @@ void HboneConnection::close(Error error) {
 }
 
 void HboneConnection::finish() {
-  if (state_ == State::open) {
+  bool was_open = state_ == State::open;
+  if (was_open) {
     tls_.close_notify();
     tls_.flush();
   }
-  bool processed = state_ == State::open;
+  if (session_) session_->close_all(was_open);
+  // The peer is still sending: closing now would reset the connection, and it would never read the GOAWAY.
+  if (was_open && session_->error().reason != Reason::NONE) {
+    state_ = State::lingering;
+    ::shutdown(tls_.fd(), SHUT_WR);
+    timer_.arm(reactor_, kLinger);
+    return discard();
+  }
+  leave();
+}
+
+// Reads and forgets until the peer has closed, the time is over, or it has sent enough.
+void HboneConnection::discard() {
+  ssize_t count;
+  do {
+    count = ::recv(tls_.fd(), buffers_.cipher.get(), io::Buffers::kCipher, 0);
+    if (count > 0) discarded_ += static_cast<size_t>(count);
+  } while (count > 0 && discarded_ < kMaxDiscarded);
+  if (count < 0 && errno == EAGAIN) return;
+  reactor_.post([this, alive = std::weak_ptr<int>(alive_)] {
+    if (!alive.expired() && state_ == State::lingering) leave();
+  });
+}
+
+void HboneConnection::leave() {
   state_ = State::closed;
   timer_.cancel();
   reactor_.remove(tls_.fd(), *this);
-  session_.close_all(processed);
   owner_.on_hbone_closed(*this, error_);
 }
 
 void HboneConnection::on_timer() {
+  if (state_ == State::lingering) return leave();
   if (state_ == State::connecting) return close({Reason::CONNECT_TIMEOUT, "HBONE connect"});
   if (state_ == State::handshaking) {
     Error timeout{Reason::HANDSHAKE_TIMEOUT, "the TLS handshake did not finish in time"};
@@ -221,7 +256,7 @@ void HboneConnection::on_timer() {
 void HboneConnection::tick_open() {
   auto now = reactor_.now();
   timer_.arm(reactor_, times_.ping_interval);
-  if (session_.open_streams() > 0) busy_at_ = now;
+  if (session_->open_streams() > 0) busy_at_ = now;
   if (role_ == H2Session::Role::client && now - busy_at_ >= times_.idle) return drain();
   if (ping_sent_ && now - ping_at_ >= times_.ping_timeout) {
     return close({Reason::PING_TIMEOUT, "no answer to PING"});
@@ -234,7 +269,7 @@ void HboneConnection::tick_open() {
   if (!ping_sent_) {
     ping_sent_ = true;
     ping_at_ = now;
-    session_.ping();
+    session_->ping();
     schedule_flush();
   }
 }

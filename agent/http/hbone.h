@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/fd.h"
@@ -54,7 +55,8 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   // Registers with the reactor. On error the object is good for destruction only.
   Result<> start();
 
-  H2Session& session() { return session_; }
+  // Server: from the finished handshake on.
+  H2Session& session() { return *session_; }
   bool ready() const { return state_ == State::open; }
   bool draining() const { return draining_; }
   const tls::Peer* peer() const { return peer_; }
@@ -74,7 +76,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   void close(Error error);
 
  private:
-  enum class State { connecting, handshaking, open, closed };
+  enum class State { connecting, handshaking, open, lingering, closed };
   void on_events(uint32_t events) override;
   void on_request(int32_t id, const HeaderBlock& headers, bool end) override;
   void on_request_refused(const Error& error) override;
@@ -85,6 +87,8 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   void receive();
   void flush();
   void finish();
+  void discard();
+  void leave();
   void on_timer();
   void tick_open();
 
@@ -96,9 +100,11 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   HboneOwner& owner_;
   const HboneTimes& times_;
   tls::Stream tls_;
-  H2Session session_;
+  const H2Limits& limits_;
+  std::optional<H2Session> session_;  // a server's begins with the end of the handshake, which may never come
   const tls::Peer* peer_ = nullptr;
   Error error_{Reason::NONE, {}};
+  size_t discarded_ = 0;
   Monotonic::time_point started_, ping_at_{}, busy_at_;
   // Lets work posted for a later turn notice that the connection is gone.
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);

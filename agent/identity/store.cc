@@ -68,8 +68,12 @@ void CredentialStore::adopt(const VaultContents& contents) {
     on_trust_(trust_);
   }
   for (const auto& credential : contents.credentials) {
-    if (!credential->valid_at(clock_.wall()) || entries_.contains(credential->uri())) continue;
-    install(add(credential->uri()), credential);
+    if (!credential->valid_at(clock_.wall())) continue;
+    auto found = entries_.find(credential->uri());
+    if (found != entries_.end() && found->second.credential) continue;
+    // It may be wanted already, and even asked for, before the keys of the process before arrive.
+    std::erase(queue_, credential->uri());
+    install(found == entries_.end() ? add(credential->uri()) : found->second, credential);
   }
 }
 

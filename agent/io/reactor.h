@@ -87,7 +87,7 @@ class Reactor {
   void post(std::move_only_function<void()> work) { posted_.push_back(std::move(work)); }
   // Time read once per turn.
   Monotonic::time_point now() const { return now_; }
-  // Nanoseconds since the reactor last finished a turn, for the watchdog; any thread.
+  // Turns finished so far, for the watchdog; any thread.
   uint64_t turns() const { return __atomic_load_n(&turns_, __ATOMIC_RELAXED); }
 
  private:

@@ -60,6 +60,7 @@ class TcpEnd final : private EventHandler {
   // is kept and the connection is broken(). `total` is the sum of the pieces.
   size_t write(std::span<const iovec> pieces, size_t total);
   size_t kept() const { return kept_ ? kept_->size() - kept_sent_ : 0; }
+  size_t held() const { return kept_ ? kept_->capacity() : 0; }  // bytes of memory for that
   bool broken() const { return broken_; }
   bool read_ended() const { return read_ended_; }
   bool write_ended() const { return write_ended_; }

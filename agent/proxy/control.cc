@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <random>
 
 #include "base/log.h"
@@ -15,6 +16,8 @@ namespace {
 
 constexpr auto kTick = seconds(1);
 constexpr uint64_t kTicksPerExpiry = 30;
+// A worker that finished no turn for so many ticks will not come back: its own timer wakes it every second.
+constexpr uint64_t kSilentTicks = 10;
 
 identity::CredentialStore::Settings store_settings(const ControlOptions& options) {
   identity::CredentialStore::Settings settings;
@@ -156,9 +159,25 @@ void Control::store_keys() {
 void Control::tick() {
   if (keys_dirty_) store_keys();
   link_.want_kernel_stats();
+  watch_workers();
   if (drained_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
+}
+
+// The supervisor starts a fresh process, which takes over listeners and keys; a stuck worker would hold its share of
+// new connections for ever.
+void Control::watch_workers() {
+  turns_.resize(workers_.size());
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    auto& [last, silent] = turns_[i];
+    uint64_t now = workers_[i]->reactor.turns();
+    silent = now == last ? silent + 1 : 0;
+    last = now;
+    if (silent < kSilentTicks) continue;
+    log::error(log::Component::proxy, "a worker is stuck: the process ends to be started anew", {{"worker", i}});
+    std::abort();
+  }
 }
 
 void Control::expire_series() {

@@ -100,6 +100,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void tick();
   void ask_open();
   void expire_series();
+  void watch_workers();
   size_t rejected() const;
 
   io::Reactor& reactor_;
@@ -123,6 +124,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::map<std::pair<uint64_t, warden::SocketKind>, std::vector<size_t>> askers_;
   bool pods_known_ = false, keys_dirty_ = false;
   uint64_t ticks_ = 0;
+  std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
   io::Timer ticker_;
   io::Timer drain_timer_;
   std::move_only_function<void()> drained_;

@@ -14,6 +14,9 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kConnectTimeout = seconds(10);
+// Handshakes a pod may have in flight on one worker; above that the oldest gives way, so that peers which never finish
+// theirs do not keep others out.
+constexpr size_t kMaxHandshakes = 512;
 
 // As ztunnel answers (the status codes of HBONE).
 const char* status_of(Reason reason) {
@@ -35,6 +38,10 @@ const char* status_of(Reason reason) {
 void InboundTunnel::begin(Worker& worker, PodState& pod, Accepted accepted) {
   std::unique_ptr<InboundTunnel> tunnel(new InboundTunnel(worker, pod, std::move(accepted)));
   if (tunnel->connection_ == nullptr) return;
+  pod.handshakes.push_back(tunnel.get());
+  if (pod.handshakes.size() > kMaxHandshakes) {
+    pod.handshakes.front()->connection_->close({Reason::OVER_LIMIT, "too many handshakes in flight"});
+  }
   auto* key = tunnel.get();
   pod.tunnels.emplace(key, std::move(tunnel));
   worker.recorder.metrics.tunnels_open.add(1);
@@ -61,6 +68,7 @@ InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
 InboundTunnel::~InboundTunnel() = default;
 
 void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const Error& error, Monotonic::duration took) {
+  std::erase(pod_.handshakes, this);
   bool resumed = connection.peer() != nullptr && connection.peer()->resumed;
   worker_.recorder.metrics.tls_handshake(telemetry::TlsSide::server, error.reason, resumed, took);
   if (error.reason != Reason::NONE) record_refusal(local_, error);
@@ -68,8 +76,9 @@ void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const 
 
 void InboundTunnel::on_hbone_closed(http::HboneConnection&, const Error& error) {
   worker_.recorder.metrics.tunnels_open.add(-1);
+  std::erase(pod_.handshakes, this);
   bool hostile = error.reason == Reason::H2_FLOOD || error.reason == Reason::H2_PROTOCOL ||
-                 error.reason == Reason::HEADERS_TOO_LARGE;
+                 error.reason == Reason::HEADERS_TOO_LARGE || error.reason == Reason::OVER_LIMIT;
   if (hostile) record_refusal(local_, error);
   auto node = pod_.tunnels.extract(this);
   // This object is on the stack of its connection; it goes when this turn's handlers have returned.

@@ -4,6 +4,7 @@
 // touch it, except for post().
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <random>
 #include <string>
@@ -60,6 +61,7 @@ struct PodState {
   std::vector<uint16_t> listener_ports;  // our own: connecting to one of them is a loop
   SessionList sessions;
   std::unordered_map<InboundTunnel*, std::unique_ptr<InboundTunnel>> tunnels;
+  std::deque<InboundTunnel*> handshakes;  // of `tunnels`, those not finished yet, oldest first
 
   upstream::PoolSource pool_source() { return {info.cookie, family, &stock, credential}; }
 };

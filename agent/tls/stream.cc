@@ -61,7 +61,7 @@ bool Stream::receive() {
   ssize_t count = ::recv(fd_.get(), buffers_.cipher.get(), io::Buffers::kCipher, 0);
   if (count > 0) {
     // A short read empties the socket: with edge-triggered events the next byte brings the next event.
-    socket_empty_ = static_cast<size_t>(count) < io::Buffers::kCipher;
+    socket_empty_ = static_cast<size_t>(count) < io::Buffers::kCipher && !read_to_end_;
     cipher_ = buffers_.cipher.get();
     cipher_size_ = static_cast<size_t>(count);
     received_ += static_cast<uint64_t>(count);

@@ -72,12 +72,16 @@ class Stream {
   std::unique_ptr<std::vector<uint8_t>> overflow_;  // what the socket has not taken, in order
   size_t overflow_sent_ = 0;
   uint64_t received_ = 0, sent_ = 0;
-  bool socket_empty_ = true, peer_closed_ = false, broken_ = false;
+  bool socket_empty_ = true, peer_closed_ = false, broken_ = false, read_to_end_ = false;
   bool may_receive_ = true;  // false: this read() has had its recv
 
  public:
   // The owner's event handler reports EPOLLIN here; until then a drained socket is not read again.
-  void mark_readable() { socket_empty_ = false; }
+  // `ended`: the event also told of a FIN or an error, which has no event of its own later: read to the very end.
+  void mark_readable(bool ended) {
+    socket_empty_ = false;
+    read_to_end_ = read_to_end_ || ended;
+  }
 };
 
 }  // namespace nodemesh::tls

@@ -1,15 +1,19 @@
-/* The load generator of scripts/bench: one thread, epoll, HTTP/1.1 GETs whose bytes are counted, on
- * connections that are set up before the clock runs. wrk cannot leave its own connecting out of the
- * measurement, and h2load cannot wait for a signal; both matter where CPU per exchange is what is asked.
- *
- *   load exchange HOST PORT CONNECTIONS SECONDS [RATE [even]]   exchanges on established connections; RATE
- * per second: all connections fire together, or evenly one after the other load connect HOST PORT CONNECTIONS
- * SECONDS [PAUSE_MS]       a new connection for each exchange load hold HOST PORT CONNECTIONS one exchange on
- * each, then idle
- *
- * Prints "ready" when set up, waits for a line on standard input, works, prints one JSON object, and keeps
- * what is open until standard input ends. Any broken or short answer is an error, counted and named.
- */
+// The load generator of scripts/bench: one thread, epoll, HTTP/1.1 GETs whose bytes are counted, on
+// connections that are set up before the clock runs. wrk cannot leave its own connecting out of the
+// measurement, and h2load cannot wait for a signal; both matter where CPU per exchange is what is asked.
+//
+//   load exchange HOST PORT CONNECTIONS SECONDS [RATE [even]]
+//       exchanges on established connections; RATE per second: all ask together, or evenly in turn
+//   load connect HOST PORT CONNECTIONS SECONDS [PAUSE_MS]
+//       a new connection for each exchange
+//   load hold HOST PORT CONNECTIONS
+//       one exchange on each, then idle
+//   load sweep HOST,HOST... PORT 1 0 [PAUSE_MS]
+//       one new connection and exchange with each host, one by one; nothing is set up before; again with
+//       every further line on standard input
+//
+// Prints "ready" when set up, waits for a line on standard input, works, prints one JSON object, and keeps
+// what is open until standard input ends. Any broken or short answer is an error, counted and named.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -267,6 +271,24 @@ static void aim(const char* host, int port) {
   }
 }
 
+/* Host by host, so that the first connection to each is alone. */
+static void sweep(const char* hosts, int port, uint64_t pause) {
+  char *kept = strdup(hosts), *rest = kept;
+  for (char* host; (host = strsep(&rest, ",")) != NULL;) {
+    aim(host, port);
+    dial(&all[0], now_ns());
+    uint64_t limit = now_ns() + 10000000000u;
+    while (busy() && now_ns() < limit) turn(1000000000, NULL);
+    if (busy()) {
+      fail(host, ETIMEDOUT);
+      forget(&all[0]);
+    }
+    struct timespec wait = {0, (long)pause};
+    nanosleep(&wait, NULL);
+  }
+  free(kept);
+}
+
 int main(int argc, char** argv) {
   if (argc < 5) {
     fprintf(stderr,
@@ -275,9 +297,10 @@ int main(int argc, char** argv) {
   }
   const char* mode = argv[1];
   double seconds = argc > 5 ? atof(argv[5]) : 0, extra = argc > 6 ? atof(argv[6]) : 0;
-  aim(argv[2], atoi(argv[3]));
+  int sweeping = strcmp(mode, "sweep") == 0;
+  if (!sweeping) aim(argv[2], atoi(argv[3]));
   count = atoi(argv[4]);
-  closing = strcmp(mode, "connect") == 0;
+  closing = sweeping || strcmp(mode, "connect") == 0;
   snprintf(request, sizeof request, "GET / HTTP/1.1\r\nHost: bench\r\n%s\r\n",
            closing ? "Connection: close\r\n" : "");
   struct rlimit files;
@@ -291,7 +314,7 @@ int main(int argc, char** argv) {
 
   int wanted = count;
   if (closing) count = 1; /* one exchange is enough to know the size of an answer */
-  set_up();
+  if (!sweeping) set_up();
   count = wanted;
   if (errors) {
     fprintf(stderr, "load: set up: %s\n", first_error);
@@ -299,23 +322,27 @@ int main(int argc, char** argv) {
   }
   puts("ready");
   fflush(stdout);
-  wait_line();
-
-  done = bytes = 0;
-  memset(latency, 0, kBuckets * sizeof *latency);
-  uint64_t start = now_ns();
-  end_at = start + (uint64_t)(seconds * 1e9);
-  pause_ns = closing ? (uint64_t)(extra * 1e6) : 0;
-  if (strcmp(mode, "exchange") == 0 && extra > 0)
-    run_at_rate(extra, argc > 7);
-  else if (strcmp(mode, "hold") != 0)
-    run_saturated();
-  double took = (double)(now_ns() - start) / 1e9;
-  printf(
-      "{\"done\": %lu, \"errors\": %lu, \"error\": \"%s\", \"bytes\": %lu, \"late\": %lu, \"seconds\": %.4f, "
-      "\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f}\n",
-      done, errors, first_error, bytes, late, took, quantile(0.5), quantile(0.9), quantile(0.99));
-  fflush(stdout);
+  do {
+    wait_line();
+    done = bytes = 0;
+    memset(latency, 0, kBuckets * sizeof *latency);
+    uint64_t start = now_ns();
+    end_at = start + (uint64_t)(seconds * 1e9);
+    pause_ns = closing ? (uint64_t)(extra * 1e6) : 0;
+    if (sweeping)
+      sweep(argv[2], atoi(argv[3]), pause_ns);
+    else if (strcmp(mode, "exchange") == 0 && extra > 0)
+      run_at_rate(extra, argc > 7);
+    else if (strcmp(mode, "hold") != 0)
+      run_saturated();
+    double took = (double)(now_ns() - start) / 1e9;
+    printf(
+        "{\"done\": %lu, \"errors\": %lu, \"error\": \"%s\", \"bytes\": %lu, \"late\": %lu, \"seconds\": "
+        "%.4f, "
+        "\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f}\n",
+        done, errors, first_error, bytes, late, took, quantile(0.5), quantile(0.9), quantile(0.99));
+    fflush(stdout);
+  } while (sweeping);
   wait_line();
   return 0;
 }

@@ -1,7 +1,7 @@
 """CPU and memory of a set of processes, and what else the machine did meanwhile.
 
 CPU of a process is the run time of all its threads (/proc/PID/task/*/schedstat): nanoseconds, softirq work done in its
-context included. The proxies' core is watched independently through /proc/stat.
+context included. The proxies' core is watched independently: by the time it was not idle (/proc/stat).
 """
 
 import contextlib
@@ -25,14 +25,14 @@ def run_time(pids):
     return total / 1e9
 
 
-def _busy():
-    """Per CPU: (busy, stolen) seconds since boot, from /proc/stat."""
+def _idle():
+    """Per CPU: (idle, stolen) seconds since boot. The kernel counts idle time exactly, busy time only by samples."""
     found = []
     with open("/proc/stat", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("cpu") and line[3].isdigit():
-                user, nice, system, _, _, irq, softirq, steal = (int(word) / _TICK for word in line.split()[1:9])
-                found.append((user + nice + system + irq + softirq, steal))
+                words = [int(word) / _TICK for word in line.split()[1:9]]
+                found.append((words[3] + words[4], words[7]))
     return found
 
 
@@ -82,7 +82,7 @@ class Watch:
         everything = mine = None
         if self.group:
             everything, mine = self._per_cpu(_CPUACCT), self._per_cpu(self.group)
-        return {"at": time.monotonic(), "proxies": run_time(pids), "busy": _busy(), "all": everything, "mine": mine,
+        return {"at": time.monotonic(), "proxies": run_time(pids), "idle": _idle(), "all": everything, "mine": mine,
                 "softirqd": run_time(self._softirq)}
 
     @staticmethod
@@ -90,17 +90,17 @@ class Watch:
         """CPU seconds between two snapshots: proxies; the proxies' core as the machine saw it, less other programs;
         by how much that differs; other programs' CPU on all cores per second."""
         seconds = two["at"] - one["at"]
-        busy = [after[0] - before[0] for before, after in zip(one["busy"], two["busy"])]
-        stolen = sum(after[1] - before[1] for before, after in zip(one["busy"], two["busy"]))
+        idle = [after[0] - before[0] for before, after in zip(one["idle"], two["idle"])]
+        stolen = [after[1] - before[1] for before, after in zip(one["idle"], two["idle"])]
         proxies, softirqd = two["proxies"] - one["proxies"], two["softirqd"] - one["softirqd"]
-        others = [0.0 for _ in busy]
+        others = [0.0 for _ in idle]
         if one["all"]:
             others = [(after - before) - (own_after - own_before) for before, after, own_before, own_after
                       in zip(one["all"], two["all"], one["mine"], two["mine"])]
-        core = busy[PROXY_CPU] - max(0.0, others[PROXY_CPU] - softirqd)
+        core = seconds - idle[PROXY_CPU] - stolen[PROXY_CPU] - max(0.0, others[PROXY_CPU] - softirqd)
         return {"seconds": seconds, "cpu": proxies, "core": core,
-                "disagreement": core / proxies - 1 if proxies > 0.05 else None,
-                "other": sum(others) / seconds, "steal": stolen / seconds, "busy": proxies / seconds}
+                "disagreement": core / proxies - 1 if proxies > 0.2 else None,
+                "other": sum(others) / seconds, "steal": sum(stolen) / seconds, "busy": proxies / seconds}
 
 
 def rss(pid):

@@ -13,6 +13,13 @@ def values_of(row, cells):
     for cell in cells:
         if cell["row"] == row.name:
             rounds.setdefault(cell["round"], {})[cell["cell"]] = cell["value"]
+    if row.plus:
+        added = [cell for cell in cells if cell["row"] == row.plus]
+        for number, found in rounds.items():
+            for name in found:
+                mine = {cell["round"]: cell["value"] for cell in added if cell["cell"] == name}
+                if mine:
+                    found[name] += mine.get(number, statistics.median(mine.values()))
     if row.derive:
         for found in rounds.values():
             if set(row.cells) <= set(found):
@@ -160,8 +167,9 @@ AES-128-GCM, X25519, both sides verify. Nothing of the peers is captured: their 
 
 {table(rows, cells)}
 
-`bpf` is what the kernel counted for our programs while `connections` ran; programs that run in a client's or server's
-context are in no process's figure above, so it is to be added there.
+`bpf` is what the kernel counted for our programs per connection, while nothing else was measured. It has been added to the
+figures of ours in `connections` and `same-node-connections`, although programs that run in a proxy's context are in
+those already.
 `handshake` is a connection that needs a new tunnel less one that does not; for HAProxy: with a full handshake less two
 plain hops; one connection at a time.
 

@@ -1,8 +1,8 @@
 """Two nodes with our agents and the peers beside them: the same machine, links and programs for all.
 
             node1                              node2
-    shop    client   captured                  server, second   captured: nginx and iperf3
-            near     captured: nginx, iperf3
+    shop    client, further   captured         server, second   captured: nginx and iperf3
+            near   captured: nginx and iperf3
     peers   from     HAProxy, Envoy on 127.0.0.1   to           HAProxy, Envoy; nginx and iperf3 behind them
 
 All pods of a node have the same links, so packets of all chains take the same way. The peers' processes and their
@@ -61,6 +61,7 @@ class Stage:
         self.dir = f"{lab.dir}/bench"
         os.makedirs(self.dir)
         self.peers, self.chains = {}, {}
+        self.many = []  # pairs of the crowd
         self.seen = None  # what a capture of our chain showed
         self.fresh = {}  # memory of each proxy process when it was ready and had served nobody, by pid
 
@@ -69,6 +70,7 @@ class Stage:
         one, two = self.lab.node("node1"), self.lab.node("node2")
         self.node1, self.node2 = one, two
         self.client = one.pod("client", "shop", "curl", {"app": "client"})
+        self.further = one.pod("further", "shop", "curl", {"app": "client"})
         self.near = one.pod("near", "shop", "web", {"app": "web"})
         self.server = two.pod("server", "shop", "web", {"app": "web"})
         self.second = two.pod("second", "shop", "web", {"app": "web"})
@@ -88,6 +90,7 @@ class Stage:
         self._chain("ours", self.client, self.server.ipv4, WEB, IPERF, agents)
         self._chain("ours same node", self.client, self.near.ipv4, WEB, IPERF, agents)
         self._chain("ours second server", self.client, self.second.ipv4, WEB, IPERF, agents)
+        self._chain("ours second pair", self.further, self.second.ipv4, WEB, IPERF, agents)
         for name, web in (("HAProxy mTLS", 8084), ("HAProxy mTLS full", 8089), ("HAProxy plain", 8090)):
             self._chain(name, self.origin, "127.0.0.1", web, 5302, lambda: self.peer_pids("haproxy"))
         self._chain("Envoy HBONE", self.origin, "127.0.0.1", 9084, 9302, lambda: self.peer_pids("envoy"))
@@ -142,11 +145,9 @@ class Stage:
 
     # Our agents -----------------------------------------------------------------------------------------------
 
-    def start_agents(self, *proxy_options):
+    def start_agents(self):
         """Both nodes with one worker each, on the proxies' CPU; then waits until the client is served everywhere."""
-        self.note("our agents" + (f" with {' '.join(proxy_options)}" if proxy_options else ""))
-        extra = ["--", *proxy_options] if proxy_options else []
-        self.lab.start(workers=1, wrap=on(PROXY_CPU), extra=extra)
+        self.lab.start(workers=1, wrap=on(PROXY_CPU))
         lift(self.agent_pids())
         self._remember(self.proxy_pids())
         for pod in (self.server, self.second, self.near):
@@ -166,10 +167,10 @@ class Stage:
         self.seen = (f"in a capture of the link all TCP was to or from port 15008, {found.application_records} TLS records "
                      "after the handshake were application data")
 
-    def stop_agents(self):
+    def restart_agents(self):
         for node in self.lab.nodes:
-            if node.agent and node.agent.running:
-                node.stop_agent()
+            node.stop_agent()
+        self.start_agents()
 
     def _remember(self, pids):
         self.fresh.update({pid: rss(pid) for pid in pids})
@@ -251,7 +252,25 @@ class Stage:
 
     def load(self, chain, mode, connections, *words):
         """A load generator that is set up and waits for go()."""
-        return Load(chain, [*on(LOAD_CPU), self.load_program, mode, chain.host, chain.web, connections, *words])
+        return Load(chain.name, chain.pod, [*on(LOAD_CPU), self.load_program, mode, chain.host, chain.web, connections, *words])
+
+    def crowd(self, size=10):
+        """More clients and servers in the mesh, so that there are many pairs of pods without a tunnel yet."""
+        self.note(f"{size} more clients and {size} more servers")
+        self.many = [(self.node1.pod(f"client-{i}", "shop", "curl", {"app": "client"}),
+                      self.node2.pod(f"server-{i}", "shop", "web", {"app": "web"})) for i in range(size)]
+        for client, server in self.many:
+            self._tune(client)
+            self._serve(server)
+
+    def sweeps(self, pause_ms):
+        """For each client of the crowd a load generator whose go() makes a connection to each address of each server."""
+        hosts = ",".join(address for _, server in self.many for address in server.addresses)
+        for client, server in self.many:  # enrolled, and with sockets in stock as after their first connection
+            self.wait_served(client, self.near.ipv4, WEB)
+            self.wait_served(self.client, server.ipv4, WEB)
+        return [Load(client.name, client, [*on(LOAD_CPU), self.load_program, "sweep", hosts, WEB, 1, 0, pause_ms])
+                for client, _ in self.many]
 
     def iperf(self, chain, streams, seconds):
         done = chain.pod.run([*on(LOAD_CPU), "iperf3", "-J", "-c", chain.host, "-p", chain.iperf, "-P", streams, "-t", seconds,
@@ -260,17 +279,17 @@ class Stage:
 
 
 class Load:
-    """One run of load.c in a chain's client pod; see there."""
+    """One run of load.c in a pod; see there."""
 
-    def __init__(self, chain, command):
-        where = chain.pod.place()
+    def __init__(self, name, pod, command):
+        where = pod.place()
         with where.entering() as enter:
             self._popen = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                            stderr=subprocess.PIPE, text=True, preexec_fn=enter, start_new_session=True)
         if self._popen.stdout.readline() != "ready\n":
             said = self._popen.communicate()[1]
-            raise RuntimeError(f"{chain.name}: {' '.join(map(str, command))}: {said}")
-        self._chain = chain
+            raise RuntimeError(f"{name}: {' '.join(map(str, command))}: {said}")
+        self._name = name
 
     @property
     def pid(self):
@@ -282,8 +301,14 @@ class Load:
         self._popen.stdin.flush()
         found = json.loads(self._popen.stdout.readline())
         if found["errors"]:
-            raise RuntimeError(f"{self._chain.name}: {found}")
+            raise RuntimeError(f"{self._name}: {found}")
         return found
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         self._popen.stdin.close()

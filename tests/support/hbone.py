@@ -1,6 +1,7 @@
 """An independent HBONE client and server: Python's ssl and h2, nothing of ours. And RawClient, which says whatever a
 test wants, frame by frame, with no library in between that would refuse to."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -26,6 +27,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 def client_context(authority, credential, alpn=("h2",), version=None):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # or it would not even show a certificate that is too weak
     context.load_verify_locations(authority.root_file)
     if credential:
         context.load_cert_chain(credential.chain_file, credential.key_file)
@@ -246,6 +248,7 @@ class Server:
         self.ends = []  # per stream: "fin" or the code of RST_STREAM
         self.errors = []
         self.refused = 0
+        self._sockets = []
         self._after = []
         with netns.entered(pod.netns):
             self.listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
@@ -259,7 +262,9 @@ class Server:
         self.close()
 
     def close(self):
-        self.listener.shutdown(socket.SHUT_RDWR)
+        for sock in (self.listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for thread in self._threads:
             thread.join(5)
@@ -270,6 +275,7 @@ class Server:
                 sock, _ = self.listener.accept()
             except OSError:
                 return
+            self._sockets.append(sock.dup())  # TLS takes the other one over
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             self._threads.append(thread)
             thread.start()

@@ -238,6 +238,15 @@ TEST_CASE_FIXTURE(Fixture, "what an earlier process left serves without asking")
   CHECK(store.contents().credentials.size() == 1);
 }
 
+TEST_CASE_FIXTURE(Fixture, "what an earlier process left serves at once although it is wanted already and asked for") {
+  store.set_wanted({kWeb});
+  VaultContents left{.credentials = {ca.credential({.uris = {kWeb}})}, .trust = ca.trust()};
+  store.adopt(left);
+  CHECK(store.find(kWeb) == left.credentials[0]);
+  CHECK(published[kWeb]);
+  CHECK(store.complete());
+}
+
 TEST_CASE("the vault gives back what was put in") {
   test::TestCa root;
   test::TestCa ca(root, "intermediate");

@@ -94,7 +94,9 @@ def test_rapid_reset_is_cut_off(wire):
             if not raw.send(blob):
                 break
         closed_with_goaway(raw)
-        assert sent < 20000
+    # What is sent after the verdict is read and forgotten, so that the peer sees the GOAWAY; it costs nothing more.
+    served = wire.server.node.metrics().sum("nodemesh_connections_total", direction="inbound", reason="STREAM_RESET")
+    assert served < 2000, served
 
 
 @pytest.mark.parametrize("kind", ["PING", "SETTINGS", "empty DATA", "PRIORITY", "WINDOW_UPDATE", "RST_STREAM of idle",
