@@ -318,20 +318,26 @@ class Table:
                         self.add(json.loads(line))
 
     def add(self, line):
-        source = line.get("src.identity") or line["src.addr"].rpartition(":")[0]
-        destination = line.get("dst.identity") or line.get("dst.workload") or line["dst.addr"]
-        reason = line.get("connection_termination_details")
-        inbound = line["direction"] == "inbound"
-        if reason and (reason.startswith("POLICY") or reason.startswith("STRICT")):
-            at = (short(source), short(destination), line["dst.addr"].rpartition(":")[2], reason)
+        source, destination = (self.end(line, side) for side in ("src", "dst"))
+        port = line["dst.addr"].rpartition(":")[2]
+        reason = line.get("connection_termination_details") or ""
+        if reason.startswith(("POLICY", "STRICT")):
+            at = (source, destination, port, reason)
             self.denied[at] = self.denied.get(at, 0) + 1
             self.denied.move_to_end(at)
-        elif not reason and (not inbound or line["path_kind"] == "plaintext"):  # one end's word is enough
+        elif line["direction"] == "outbound" or line["path_kind"] == "plaintext":  # one end's word is enough
             tls = f"{line['tls_version']} {line['tls_cipher']}" if line.get("tls_version") else None
-            at = self.key(short(source), short(destination), line["dst.addr"].rpartition(":")[2], tls, line["path_kind"])
-            entry = self.ended.setdefault(at, [0, 0])
+            entry = self.ended.setdefault(self.key(source, destination, port, tls, line["path_kind"]), [0, 0])
             entry[0] += 1
             entry[1] += line["bytes_sent"] + line["bytes_recv"]
+
+    @staticmethod
+    def end(line, side):
+        """The identity of one end; without one, the pod in brackets, or the address."""
+        if identity := line.get(f"{side}.identity"):
+            return short(identity)
+        workload = line.get(f"{side}.workload")
+        return f"({line[f'{side}.namespace']}/{workload})" if workload else line[f"{side}.addr"].rpartition(":")[0]
 
     def open_now(self):
         """The connections that are open: key -> [count, bytes]."""
@@ -341,14 +347,19 @@ class Table:
                 for row in node.ctl("get", "connections", "-o", "json", timeout=5).get("items", []):
                     if row["direction"] == "inbound" and row["path"] != "plaintext":
                         continue
-                    ends = [row[end].get("identity") or row[end].get("workload") or row[end]["address"]
-                            for end in ("source", "destination")]
+                    ends = [self.row_end(row[end]) for end in ("source", "destination")]
                     tls = f"{row['tls']['version']} {row['tls']['cipher']}" if row.get("tls") else None
-                    at = self.key(short(ends[0]), short(ends[1]), str(row["destination"]["port"]), tls, row["path"])
+                    at = self.key(*ends, str(row["destination"]["port"]), tls, row["path"])
                     entry = found.setdefault(at, [0, 0])
                     entry[0] += 1
                     entry[1] += row["bytes_sent"] + row["bytes_received"]
         return found
+
+    @staticmethod
+    def row_end(end):
+        if end.get("identity"):
+            return short(end["identity"])
+        return f"({end['namespace']}/{end['workload']})" if end.get("workload") else end["address"].rpartition(":")[0]
 
     def lines(self):
         self.update()

@@ -18,20 +18,29 @@ namespace nodemesh::app {
 ParsedCommand parse_warden_command(int argc, const char* const* argv) {
   ParsedCommand out;
   WardenConfig& config = out.config;
-  CLI::App app("The privileged half of a node's agent: finds pods, captures their connections, makes sockets in their "
-               "namespaces for nodemesh-proxy.",
-               "nodemesh-warden");
+  CLI::App app(
+      "The privileged half of a node's agent: finds pods, captures their connections, makes sockets in their "
+      "namespaces for nodemesh-proxy.",
+      "nodemesh-warden");
   app.add_option("--config", config.config_dir, "folder of manifests")->required()->type_name("DIR");
-  app.add_option("--node", config.node, "name of this node, as in spec.nodeName")->required()->type_name("NAME");
-  app.add_option("--run-dir", config.run_dir, "where warden.sock lies, shared with the proxy")->required()->type_name("DIR");
-  app.add_option("--bpf-dir", config.bpf_dir, "where to pin, in a BPF file system")->required()->type_name("DIR");
+  app.add_option("--node", config.node, "name of this node, as in spec.nodeName")
+      ->required()
+      ->type_name("NAME");
+  app.add_option("--run-dir", config.run_dir, "where warden.sock lies, shared with the proxy")
+      ->required()
+      ->type_name("DIR");
+  app.add_option("--bpf-dir", config.bpf_dir, "where to pin, in a BPF file system")
+      ->required()
+      ->type_name("DIR");
   app.add_option("--kubepods", config.kubepods, "the pods' cgroup2 directory")->required()->type_name("DIR");
   app.add_option("--proxy-cgroup", config.proxy_cgroup, "the proxy's cgroup2 directory, below kubepods")
       ->required()
       ->type_name("DIR");
   app.add_option("--kubelet-cgroup", config.kubelet_cgroup, "kubelet's cgroup2 directory, to know its probes")
       ->type_name("DIR");
-  app.add_option("--proc", config.proc, "a procfs whose sys/net can be written")->capture_default_str()->type_name("DIR");
+  app.add_option("--proc", config.proc, "a procfs whose sys/net can be written")
+      ->capture_default_str()
+      ->type_name("DIR");
   app.add_flag("--fail-open", config.fail_open, "pods' traffic passes untouched while there is no proxy");
   app.add_flag("--strict", config.strict, "unknown pods are denied even while no warden runs");
   app.add_flag("--allow-hybrid", config.allow_hybrid, "accept cgroup v1 hierarchies beside cgroup2 (tests)");
@@ -67,8 +76,9 @@ Result<> check_cgroup_mode(std::string_view mounts, bool allow_hybrid) {
   }
   if (!unified) return fail("no cgroup2 file system is mounted: run `mount -t cgroup2 none /sys/fs/cgroup`");
   if (legacy && !allow_hybrid) {
-    return fail("this machine mixes cgroup v1 with cgroup2: boot with systemd.unified_cgroup_hierarchy=1, or give "
-                "--allow-hybrid on a test machine");
+    return fail(
+        "this machine mixes cgroup v1 with cgroup2: boot with systemd.unified_cgroup_hierarchy=1, or give "
+        "--allow-hybrid on a test machine");
   }
   return {};
 }
@@ -77,21 +87,26 @@ Result<> check_cgroup2_directory(const std::string& path, std::string_view flag)
   struct stat directory{};
   struct statfs filesystem{};
   if (::stat(path.c_str(), &directory) < 0 || ::statfs(path.c_str(), &filesystem) < 0) {
-    return fail(fmt::format("{} {}: {}; name an existing cgroup2 directory", flag, path, std::strerror(errno)));
+    return fail(
+        fmt::format("{} {}: {}; name an existing cgroup2 directory", flag, path, std::strerror(errno)));
   }
   if (!S_ISDIR(directory.st_mode) || filesystem.f_type != CGROUP2_SUPER_MAGIC) {
-    return fail(fmt::format("{} {} is not a directory of a cgroup2 file system: name one below the mount that "
-                            "`findmnt -t cgroup2` shows", flag, path));
+    return fail(
+        fmt::format("{} {} is not a directory of a cgroup2 file system: name one below the mount that "
+                    "`findmnt -t cgroup2` shows",
+                    flag, path));
   }
   return {};
 }
 
 Result<> check_node_name(std::string_view name) {
-  bool plain = !name.empty() && name.size() <= 253 && name.front() != '.' && std::ranges::all_of(name, [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.';
-  });
+  bool plain =
+      !name.empty() && name.size() <= 253 && name.front() != '.' && std::ranges::all_of(name, [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.';
+      });
   if (plain) return {};
-  return fail(fmt::format("--node \"{}\" is not a node name: use lower-case letters, digits, '-' and '.'", name));
+  return fail(
+      fmt::format("--node \"{}\" is not a node name: use lower-case letters, digits, '-' and '.'", name));
 }
 
 Result<std::string> read_text_file(const std::string& path) {

@@ -1,4 +1,5 @@
-// The command line of nodemesh-warden, and what can be said of it before anything is touched. Values; start-up only.
+// The command line of nodemesh-warden, and what can be said of it before anything is touched. Values;
+// start-up only.
 #pragma once
 
 #include <sys/types.h>
@@ -23,9 +24,9 @@ struct WardenConfig {
   bool fail_open = false;
   bool strict = false;
   bool allow_hybrid = false;
-  bool clean_exit = false;     // SIGTERM takes everything out of the kernel
-  bool supervised = false;     // this is the child already
-  uint32_t workers = 64;       // the most a proxy may have
+  bool clean_exit = false;  // SIGTERM takes everything out of the kernel
+  bool supervised = false;  // this is the child already
+  uint32_t workers = 64;    // the most a proxy may have
   uid_t proxy_uid = kProxyUser;
   gid_t proxy_gid = kProxyUser;
   std::string log_format = "text";
@@ -33,16 +34,16 @@ struct WardenConfig {
   bool operator==(const WardenConfig&) const = default;
 };
 
-// Exactly one of the two: what to do, or the exit code when there is nothing to do (help was printed, or what is
-// wrong with the command line).
+// Exactly one of the two: what to do, or the exit code when there is nothing to do (help was printed, or what
+// is wrong with the command line).
 struct ParsedCommand {
   WardenConfig config;
   int exit_code = -1;  // -1: go on
 };
 ParsedCommand parse_warden_command(int argc, const char* const* argv);
 
-// Fails where cgroup v1 hierarchies are mounted besides cgroup2 and `allow_hybrid` is not given, and where there is no
-// cgroup2 at all. `mounts` is the text of /proc/mounts. Pure.
+// Fails where cgroup v1 hierarchies are mounted besides cgroup2 and `allow_hybrid` is not given, and where
+// there is no cgroup2 at all. `mounts` is the text of /proc/mounts. Pure.
 Result<> check_cgroup_mode(std::string_view mounts, bool allow_hybrid);
 // `path` must be a directory in a cgroup2 file system; `flag` names the option in the message.
 Result<> check_cgroup2_directory(const std::string& path, std::string_view flag);

@@ -36,16 +36,27 @@ int cannot_start(const std::string& why) {
 
 void add_options(CLI::App& app, NodeConfig& config) {
   app.add_option("--config", config.config_dir, "folder of manifests")->required()->type_name("DIR");
-  app.add_option("--node", config.node, "name of this node, as in spec.nodeName")->required()->type_name("NAME");
-  app.add_option("--run-dir", config.run_dir, "sockets of this node; default /run/nodemesh/NAME")->type_name("DIR");
-  app.add_option("--cgroup", config.cgroup, "cgroup2 directory of the node; pods lie below its kubepods")->type_name("DIR");
-  app.add_option("--bpf-dir", config.bpf_dir, "where to pin; default /sys/fs/bpf/nodemesh/NAME")->type_name("DIR");
-  app.add_option("--kubelet-cgroup", config.kubelet_cgroup, "kubelet's cgroup2 directory, to know its probes")->type_name("DIR");
-  app.add_option("--ca", config.ca, "the certificate authority's socket")->capture_default_str()->type_name("unix:PATH");
+  app.add_option("--node", config.node, "name of this node, as in spec.nodeName")
+      ->required()
+      ->type_name("NAME");
+  app.add_option("--run-dir", config.run_dir, "sockets of this node; default /run/nodemesh/NAME")
+      ->type_name("DIR");
+  app.add_option("--cgroup", config.cgroup, "cgroup2 directory of the node; pods lie below its kubepods")
+      ->type_name("DIR");
+  app.add_option("--bpf-dir", config.bpf_dir, "where to pin; default /sys/fs/bpf/nodemesh/NAME")
+      ->type_name("DIR");
+  app.add_option("--kubelet-cgroup", config.kubelet_cgroup, "kubelet's cgroup2 directory, to know its probes")
+      ->type_name("DIR");
+  app.add_option("--ca", config.ca, "the certificate authority's socket")
+      ->capture_default_str()
+      ->type_name("unix:PATH");
   app.add_flag("--with-ca", config.with_ca, "start the certificate authority too");
-  app.add_option("--ca-state", config.ca_state, "where that one keeps its root")->capture_default_str()->type_name("DIR");
+  app.add_option("--ca-state", config.ca_state, "where that one keeps its root")
+      ->capture_default_str()
+      ->type_name("DIR");
   app.add_option("--cert-lifetime", config.cert_lifetime, "of workload certificates, e.g. 24h or 30s");
-  app.add_option("--workers", config.workers, "worker threads of the proxy; default by CPUs")->check(CLI::Range(1, 64));
+  app.add_option("--workers", config.workers, "worker threads of the proxy; default by CPUs")
+      ->check(CLI::Range(1, 64));
   app.add_option("--proxy-uid", config.proxy_uid, "user and group the proxy becomes")->capture_default_str();
   app.add_option("--metrics-port", config.metrics_port, "default 15020");
   app.add_option("--ready-port", config.ready_port, "default 15021");
@@ -103,7 +114,8 @@ class Made {
   void adopt(const fs::path& path) {
     if (std::ranges::find(made_, path) == made_.end()) made_.push_back(path);
   }
-  // A cgroup is busy until the last process has been reaped, so this waits a little; what others still use stays.
+  // A cgroup is busy until the last process has been reaped, so this waits a little; what others still use
+  // stays.
   void remove() {
     auto deadline = Monotonic::now() + kEmptyCgroup;
     for (; !made_.empty(); made_.pop_back()) {
@@ -117,14 +129,17 @@ class Made {
   std::vector<fs::path> made_;
 };
 
-// Sticky and writable by the proxy's group: each of the two processes makes its own sockets, neither removes the other's;
-// setgid, so that the warden's socket belongs to that group although the warden may not change owners.
+// Sticky and writable by the proxy's group: each of the two processes makes its own sockets, neither removes
+// the other's; setgid, so that the warden's socket belongs to that group although the warden may not change
+// owners.
 Result<Fd> prepare_run_dir(const NodeConfig& config, Made& made) {
-  if (auto ok = made.directory(config.run_dir, "--run-dir"); !ok) return std::unexpected(std::move(ok.error()));
+  if (auto ok = made.directory(config.run_dir, "--run-dir"); !ok)
+    return std::unexpected(std::move(ok.error()));
   Fd fd(::open(config.run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fail_errno("--run-dir " + config.run_dir);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) < 0) {
-    return fail("--run-dir " + config.run_dir + " is in use by another `meshctl node run`: stop it or name another");
+    return fail("--run-dir " + config.run_dir +
+                " is in use by another `meshctl node run`: stop it or name another");
   }
   if (::fchown(fd.get(), static_cast<uid_t>(-1), config.proxy_uid) < 0 || ::fchmod(fd.get(), 03775) < 0) {
     return fail_errno("giving --run-dir " + config.run_dir + " to the proxy's group");
@@ -132,7 +147,9 @@ Result<Fd> prepare_run_dir(const NodeConfig& config, Made& made) {
   return fd;
 }
 
-std::string default_bpf_dir(const NodeConfig& config) { return "/sys/fs/bpf/nodemesh/" + config.node; }
+std::string default_bpf_dir(const NodeConfig& config) {
+  return "/sys/fs/bpf/nodemesh/" + config.node;
+}
 
 Result<> complete(NodeConfig& config) {
   if (auto ok = check_node_name(config.node); !ok) return ok;
@@ -198,6 +215,7 @@ int run(NodeConfig& config) {
     }
     std::error_code error;
     fs::remove(config.run_dir + "/warden.sock", error);
+    fs::remove(config.run_dir + "/admin.sock", error);
     if (own_bpf_dir) fs::remove(config.bpf_dir, error);
   }
   made_cgroups.remove();
@@ -210,12 +228,26 @@ void add_if(std::vector<std::string>& argv, bool wanted, std::initializer_list<s
 }
 
 std::vector<std::string> warden_argv(const NodeConfig& config) {
-  std::vector<std::string> argv{"nodemesh-warden", "--config", config.config_dir, "--node", config.node, "--run-dir",
-                                config.run_dir, "--bpf-dir", config.bpf_dir, "--kubepods", config.kubepods(),
-                                "--proxy-cgroup", config.agent_pod() + "/proxy", "--clean-exit",
-                                "--workers", std::to_string(config.workers),
-                                "--proxy-uid", std::to_string(config.proxy_uid),
-                                "--proxy-gid", std::to_string(config.proxy_uid)};
+  std::vector<std::string> argv{"nodemesh-warden",
+                                "--config",
+                                config.config_dir,
+                                "--node",
+                                config.node,
+                                "--run-dir",
+                                config.run_dir,
+                                "--bpf-dir",
+                                config.bpf_dir,
+                                "--kubepods",
+                                config.kubepods(),
+                                "--proxy-cgroup",
+                                config.agent_pod() + "/proxy",
+                                "--clean-exit",
+                                "--workers",
+                                std::to_string(config.workers),
+                                "--proxy-uid",
+                                std::to_string(config.proxy_uid),
+                                "--proxy-gid",
+                                std::to_string(config.proxy_uid)};
   add_if(argv, !config.kubelet_cgroup.empty(), {"--kubelet-cgroup", config.kubelet_cgroup});
   add_if(argv, config.fail_open, {"--fail-open"});
   add_if(argv, config.strict, {"--strict"});
@@ -225,9 +257,19 @@ std::vector<std::string> warden_argv(const NodeConfig& config) {
 }
 
 std::vector<std::string> proxy_argv(const NodeConfig& config) {
-  std::vector<std::string> argv{"nodemesh-proxy", "--config", config.config_dir, "--node", config.node, "--run-dir",
-                                config.run_dir, "--workers", std::to_string(config.workers), "--ca", config.ca,
-                                "--uid", std::to_string(config.proxy_uid)};
+  std::vector<std::string> argv{"nodemesh-proxy",
+                                "--config",
+                                config.config_dir,
+                                "--node",
+                                config.node,
+                                "--run-dir",
+                                config.run_dir,
+                                "--workers",
+                                std::to_string(config.workers),
+                                "--ca",
+                                config.ca,
+                                "--uid",
+                                std::to_string(config.proxy_uid)};
   add_if(argv, config.metrics_port != 0, {"--metrics-port", std::to_string(config.metrics_port)});
   add_if(argv, config.ready_port != 0, {"--ready-port", std::to_string(config.ready_port)});
   add_if(argv, config.admin_port != 0, {"--admin-port", std::to_string(config.admin_port)});
@@ -246,12 +288,14 @@ std::string NodeConfig::agent_pod() const {
   return fmt::format("{}/pod6e6d6167-656e-4000-8000-{:012x}", kubepods(), hash & 0xffffffffffff);
 }
 
-uint32_t default_workers(unsigned cpus) { return std::clamp(cpus / 4, 2U, 8U); }
+uint32_t default_workers(unsigned cpus) {
+  return std::clamp(cpus / 4, 2U, 8U);
+}
 
 std::vector<ChildSpec> children_of(const NodeConfig& config,
                                    const std::function<std::string(const std::string&)>& find) {
-  // All die with this process, and by SIGKILL: a crash must leave pods captured (they fail closed, and the next run
-  // adopts the pins), only a clean stop lets go of them.
+  // All die with this process, and by SIGKILL: a crash must leave pods captured (they fail closed, and the
+  // next run adopts the pins), only a clean stop lets go of them.
   std::vector<ChildSpec> out;
   // The proxy stops first: it drains while the warden still makes sockets, and no pod is let go before.
   out.push_back({.name = "nodemesh-proxy",
@@ -267,9 +311,9 @@ std::vector<ChildSpec> children_of(const NodeConfig& config,
   if (config.with_ca) {
     out.push_back({.name = "nodemesh-controller",
                    .program = find("nodemesh-controller"),
-                   .argv = {"nodemesh-controller", "--config", config.config_dir, "--listen", config.ca, "--state-dir",
-                            config.ca_state},
-                     .stop_grace = seconds(5)});
+                   .argv = {"nodemesh-controller", "--config", config.config_dir, "--listen", config.ca,
+                            "--state-dir", config.ca_state},
+                   .stop_grace = seconds(5)});
   }
   return out;
 }

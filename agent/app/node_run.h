@@ -1,6 +1,6 @@
-// `meshctl node run`: one standalone node from one command. Makes the node's cgroups, run directory and pin directory,
-// then supervises nodemesh-warden and nodemesh-proxy (and a certificate authority, if asked) until a signal, and leaves
-// nothing behind. It takes over the process.
+// `meshctl node run`: one standalone node from one command. Makes the node's cgroups, run directory and pin
+// directory, then supervises nodemesh-warden and nodemesh-proxy (and a certificate authority, if asked) until
+// a signal, and leaves nothing behind. It takes over the process.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ struct NodeConfig {
   std::string kubelet_cgroup;  // may be empty
   std::string ca = "unix:/run/nodemesh/ca/ca.sock";
   std::string ca_state = "/var/lib/nodemesh/ca";
-  std::string cert_lifetime;   // empty: the proxy's default
-  std::string log_format;      // empty: text
-  uint32_t workers = 0;        // 0: by the number of CPUs
+  std::string cert_lifetime;  // empty: the proxy's default
+  std::string log_format;     // empty: text
+  uint32_t workers = 0;       // 0: by the number of CPUs
   uint32_t proxy_uid = 65532;
   uint16_t metrics_port = 0, ready_port = 0, admin_port = 0;  // 0: the proxy's defaults
   bool with_ca = false, fail_open = false, strict = false, allow_hybrid = false;

@@ -99,7 +99,8 @@ class Supervision {
     if (pid == 0) become(child.spec, argv.data(), self, before_);
     child.started = clock_.now();
     if (pid < 0) {
-      log::error(log::Component::app, "cannot start a process", {{"program", child.spec.name}, {"errno", errno}});
+      log::error(log::Component::app, "cannot start a process",
+                 {{"program", child.spec.name}, {"errno", errno}});
       child.start_at = clock_.now() + child.backoff.after_death(child.started) + milliseconds(100);
       return;
     }
@@ -156,7 +157,8 @@ class Supervision {
     child.start_at = clock_.now() + delay;
     log::warn(log::Component::app, "process ended, starting it again",
               {{"program", child.spec.name},
-               {WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status)},
+               {WIFSIGNALED(status) ? "signal" : "exit",
+                WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status)},
                {"after_ms", delay.count()}});
   }
 
@@ -173,9 +175,11 @@ class Supervision {
       if (alive == children_.end()) return;
       stopping_child_ = &*alive;
       ::kill(alive->pid, SIGTERM);
-      kill_at_ = clock_.now() + (hurried_ ? std::min<milliseconds>(kHurried, alive->spec.stop_grace) : alive->spec.stop_grace);
+      kill_at_ = clock_.now() + (hurried_ ? std::min<milliseconds>(kHurried, alive->spec.stop_grace)
+                                          : alive->spec.stop_grace);
     } else if (kill_at_ && *kill_at_ <= clock_.now()) {
-      log::warn(log::Component::app, "process did not stop in time, killing it", {{"program", stopping_child_->spec.name}});
+      log::warn(log::Component::app, "process did not stop in time, killing it",
+                {{"program", stopping_child_->spec.name}});
       ::kill(stopping_child_->pid, SIGKILL);
       kill_at_.reset();
     }

@@ -1,6 +1,7 @@
-// The small process above a warden or proxy (and above both, in `meshctl node run`): starts children, restarts the ones
-// that die, passes signals on, reaps everything. It holds no capability it was not given and reads no input, so there
-// is nothing in it to crash. One thread; the process does nothing else while it runs.
+// The small process above a warden or proxy (and above both, in `meshctl node run`): starts children,
+// restarts the ones that die, passes signals on, reaps everything. It holds no capability it was not given
+// and reads no input, so there is nothing in it to crash. One thread; the process does nothing else while it
+// runs.
 #pragma once
 
 #include <sys/types.h>
@@ -16,8 +17,8 @@
 
 namespace nodemesh::app {
 
-// How long to wait before the next start: nothing for the first deaths, then 1, 5, 30 s once five deaths fall into
-// ten seconds; at once again after a child has lived long enough.
+// How long to wait before the next start: nothing for the first deaths, then 1, 5, 30 s once five deaths fall
+// into ten seconds; at once again after a child has lived long enough.
 class Backoff {
  public:
   explicit Backoff(const Clock& clock) : clock_(clock) {}
@@ -39,18 +40,18 @@ struct ChildSpec {
   milliseconds stop_grace{35000};  // from the forwarded SIGTERM to SIGKILL
 };
 
-// Exit code of a program that could not start for a reason only a person can mend, already printed by it. When a first
-// start ends so, the supervisor ends with it instead of trying again.
+// Exit code of a program that could not start for a reason only a person can mend, already printed by it.
+// When a first start ends so, the supervisor ends with it instead of trying again.
 inline constexpr int kCannotStart = 1;
 
-// Runs the children until one of them cannot start, or SIGTERM, SIGINT or SIGHUP comes; then stops all, the first of
-// `specs` first, each with its grace, and returns the exit code for the process. A second such signal shortens the
-// grace to one second. `started` is told each child's pid (for tests and logs).
+// Runs the children until one of them cannot start, or SIGTERM, SIGINT or SIGHUP comes; then stops all, the
+// first of `specs` first, each with its grace, and returns the exit code for the process. A second such
+// signal shortens the grace to one second. `started` is told each child's pid (for tests and logs).
 int supervise(std::vector<ChildSpec> specs, const Clock& clock,
               std::move_only_function<void(const ChildSpec&, pid_t)> started = {});
 
-// Runs this program again with the same arguments and `--no-supervisor`, under supervision; of `spec` name, program
-// and argv are filled in. The whole main() of a container's first process.
+// Runs this program again with the same arguments and `--no-supervisor`, under supervision; of `spec` name,
+// program and argv are filled in. The whole main() of a container's first process.
 int supervise_self(std::string name, int argc, char** argv, ChildSpec spec);
 
 }  // namespace nodemesh::app

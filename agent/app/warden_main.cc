@@ -1,4 +1,5 @@
-// nodemesh-warden: the privileged process of a node. Start-up in order, one sentence for each thing that can be missing.
+// nodemesh-warden: the privileged process of a node. Start-up in order, one sentence for each thing that can
+// be missing.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/capability.h>
@@ -32,7 +33,8 @@ int cannot_start(const std::string& why) {
   return kCannotStart;
 }
 
-constexpr std::initializer_list<int> kNeeded{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_SYS_PTRACE};
+constexpr std::initializer_list<int> kNeeded{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON,
+                                             CAP_SYS_PTRACE};
 
 Result<> check_rights() {
   auto missing = warden::missing_capabilities(kNeeded);
@@ -60,7 +62,8 @@ Result<> check_before_start(const WardenConfig& config) {
   if (auto ok = check_cgroup2_directory(config.proxy_cgroup, "--proxy-cgroup"); !ok) return ok;
   std::error_code error;
   if (!std::filesystem::is_directory(config.config_dir, error)) {
-    return fail(fmt::format("--config {} is not a folder: make it and put manifests into it", config.config_dir));
+    return fail(
+        fmt::format("--config {} is not a folder: make it and put manifests into it", config.config_dir));
   }
   if (!std::filesystem::is_directory(config.run_dir, error)) {
     return fail(fmt::format("--run-dir {} is not a folder: make it", config.run_dir));
@@ -76,7 +79,8 @@ Result<Fd> lock_pins(const std::string& directory) {
   Fd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fail_errno("--bpf-dir " + directory);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
-  if (errno == EWOULDBLOCK) return fail("--bpf-dir " + directory + " is in use by another warden: stop that one first");
+  if (errno == EWOULDBLOCK)
+    return fail("--bpf-dir " + directory + " is in use by another warden: stop that one first");
   return fail_errno("locking --bpf-dir " + directory);
 }
 
@@ -127,7 +131,8 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
   if (!channel) return std::unexpected(std::move(channel.error()));
   if (auto ok = warden.start(); !ok) return ok;
   auto source = warden::make_folder_source(reactor, config.config_dir, config.node);
-  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok) return ok;
+  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
+    return ok;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
             {{"node", config.node}, {"config", config.config_dir}});
   reactor.run();
@@ -165,7 +170,8 @@ int main(int argc, char** argv) {
   auto parsed = parse_warden_command(argc, argv);
   if (parsed.exit_code >= 0) return parsed.exit_code;
   ::prctl(PR_SET_NAME, "nodemesh-warden");  // it was started as /proc/self/exe
-  if (auto kept = nodemesh::warden::keep_capabilities(kNeeded); !kept) return cannot_start(kept.error().message);
+  if (auto kept = nodemesh::warden::keep_capabilities(kNeeded); !kept)
+    return cannot_start(kept.error().message);
   if (parsed.config.supervised) return run_warden(parsed.config);
   return supervise_self("nodemesh-warden", argc, argv, {});
 }

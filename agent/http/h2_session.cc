@@ -307,7 +307,9 @@ bool H2Session::feed(std::span<const uint8_t> bytes) {
   if (taken >= 0) return true;
   if (!failed_) {
     bool flood = taken == NGHTTP2_ERR_FLOODED;
-    error_ = {flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL, nghttp2_strerror(static_cast<int>(taken))};
+    auto text = nghttp2_strerror(static_cast<int>(taken));
+    fail_session(flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL, text,
+                 flood ? H2Error::enhance_your_calm : H2Error::protocol_error);
   }
   return false;
 }

@@ -57,6 +57,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
           [this](std::shared_ptr<const tls::TrustBundle> trust) { publish_trust(std::move(trust)); }),
       link_(reactor, *this, options_.run_dir + "/warden.sock", static_cast<uint32_t>(options_.workers),
             options_.warden_uid),
+      keys_due_([this] { store_keys(); }),
       ticker_([this] { tick(); }),
       drain_timer_([this] {
         if (drained_) std::exchange(drained_, nullptr)();
@@ -128,36 +129,35 @@ void Control::publish_credential(const std::string& uri, std::shared_ptr<const t
   for (auto& worker : workers_) {
     worker->post([&to = *worker, uri, credential] { to.set_credential(uri, credential); });
   }
-  keys_dirty_ = true;
+  keys_due_.schedule(reactor_);
 }
 
 void Control::publish_trust(std::shared_ptr<const tls::TrustBundle> trust) {
   for (auto& worker : workers_) {
     worker->post([&to = *worker, trust] { to.set_trust(trust); });
   }
-  keys_dirty_ = true;
+  keys_due_.schedule(reactor_);
 }
 
 void Control::publish_ticket_keys() {
   for (auto& worker : workers_) {
     worker->post([&to = *worker, keys = ticket_keys_] { to.server_tls->set_ticket_keys(keys); });
   }
-  keys_dirty_ = true;
+  keys_due_.schedule(reactor_);
 }
 
 // The successor of this process starts with what the warden holds.
 void Control::store_keys() {
   if (!link_.connected() || !pods_known_) return;
-  keys_dirty_ = false;
   auto contents = credentials_.contents();
   contents.ticket_keys = ticket_keys_;
   auto vault = identity::write_vault(contents);
   if (!vault) return log::warn(log::Component::identity, "keys cannot be kept for a restart", {{"error", vault.error().message}});
   link_.store_keys(vault->get());
+  keys_kept_ = true;
 }
 
 void Control::tick() {
-  if (keys_dirty_) store_keys();
   link_.want_kernel_stats();
   watch_workers();
   if (drained_) ask_open();
@@ -208,7 +208,7 @@ void Control::on_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<F
 
 void Control::on_warden_connected(const warden::Welcome& welcome) {
   log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
-  keys_dirty_ = true;
+  keys_due_.schedule(reactor_);
 }
 
 void Control::on_keys(Fd keys) {
@@ -278,7 +278,7 @@ void Control::on_kernel_stats(const warden::KernelStats& stats) {
 
 void Control::on_snapshot_sent() {
   pods_known_ = true;
-  keys_dirty_ = true;
+  keys_due_.schedule(reactor_);
 }
 
 void Control::on_warden_closed(const Error& why) {
@@ -295,6 +295,7 @@ std::vector<std::string> Control::not_ready() const {
   std::vector<std::string> reasons;
   if (snapshot_ == nullptr || snapshot_->generation() == 0) reasons.push_back("no configuration has been read");
   if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
+  if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {
     if (status.serial.empty()) reasons.push_back("no certificate yet for " + status.uri + (status.last_error.empty() ? "" : ": " + status.last_error));
   }

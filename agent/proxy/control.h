@@ -122,9 +122,10 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::map<uint64_t, Announced> pods_;
   // Workers waiting for sockets, in the order they asked; the warden answers in order.
   std::map<std::pair<uint64_t, warden::SocketKind>, std::vector<size_t>> askers_;
-  bool pods_known_ = false, keys_dirty_ = false;
+  bool pods_known_ = false, keys_kept_ = false;
   uint64_t ticks_ = 0;
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
+  io::Deferred keys_due_;  // the warden is to get what is new, once for all news of a turn
   io::Timer ticker_;
   io::Timer drain_timer_;
   std::move_only_function<void()> drained_;

@@ -65,6 +65,7 @@ class TunnelPool {
   // No new streams on any; they end when their streams do.
   void drain_all();
   size_t size() const;
+  size_t groups() const { return groups_.size(); }  // keys that have a connection or somebody who waits
 
  private:
   class Group;

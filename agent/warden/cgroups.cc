@@ -59,12 +59,14 @@ std::vector<std::string> pod_cgroup_candidates(const std::string& kubepods, std:
 std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::string_view uid) {
   for (const std::string& path : pod_cgroup_candidates(kubepods, uid)) {
     struct stat directory{};
-    if (::stat(path.c_str(), &directory) == 0 && S_ISDIR(directory.st_mode)) return PodCgroup{path, directory.st_ino};
+    if (::stat(path.c_str(), &directory) == 0 && S_ISDIR(directory.st_mode))
+      return PodCgroup{path, directory.st_ino};
   }
   return std::nullopt;
 }
 
-KubepodsWatch::KubepodsWatch(io::Reactor& reactor, std::string kubepods, std::move_only_function<void()> changed)
+KubepodsWatch::KubepodsWatch(io::Reactor& reactor, std::string kubepods,
+                             std::move_only_function<void()> changed)
     : reactor_(reactor), kubepods_(std::move(kubepods)), changed_(std::move(changed)) {}
 
 KubepodsWatch::~KubepodsWatch() {

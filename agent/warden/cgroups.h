@@ -1,6 +1,6 @@
-// Where a pod's processes live in the cgroup2 tree: kubelet makes one directory per pod below its kubepods directory,
-// named after the pod's uid in one of two shapes. Finding is a few stat(2) calls; the watch says when it is worth
-// looking again. The warden's thread only.
+// Where a pod's processes live in the cgroup2 tree: kubelet makes one directory per pod below its kubepods
+// directory, named after the pod's uid in one of two shapes. Finding is a few stat(2) calls; the watch says
+// when it is worth looking again. The warden's thread only.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,9 @@
 
 namespace nodemesh::warden {
 
-// Below `kubepods` (".../kubepods" or ".../kubepods.slice"), for both cgroup drivers and all three QoS classes, the
-// directories that kubelet may give the pod `uid`. Pure. Empty for a uid that is no plain file name.
+// Below `kubepods` (".../kubepods" or ".../kubepods.slice"), for both cgroup drivers and all three QoS
+// classes, the directories that kubelet may give the pod `uid`. Pure. Empty for a uid that is no plain file
+// name.
 std::vector<std::string> pod_cgroup_candidates(const std::string& kubepods, std::string_view uid);
 
 struct PodCgroup {
@@ -28,8 +29,8 @@ struct PodCgroup {
 // The pod's directory if kubelet has made it.
 std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::string_view uid);
 
-// Calls `changed` (on the reactor, once per burst) when a directory appears or goes below kubepods or one of its QoS
-// classes. A loss of events is a change too; what the watch cannot see, the caller's poll must.
+// Calls `changed` (on the reactor, once per burst) when a directory appears or goes below kubepods or one of
+// its QoS classes. A loss of events is a change too; what the watch cannot see, the caller's poll must.
 class KubepodsWatch final : private io::EventHandler {
  public:
   KubepodsWatch(io::Reactor& reactor, std::string kubepods, std::move_only_function<void()> changed);

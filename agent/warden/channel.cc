@@ -97,7 +97,8 @@ Result<std::unique_ptr<ChannelListener>> ChannelListener::create(io::Reactor& re
   struct stat made{};
   if (::stat(path.c_str(), &made) < 0) return fail_errno(path);
   if (made.st_gid != proxy_gid && ::chown(path.c_str(), static_cast<uid_t>(-1), proxy_gid) < 0) {
-    return fail_errno("giving " + path + " to group " + std::to_string(proxy_gid) + " (set the group and the setgid bit of --run-dir)");
+    return fail_errno("giving " + path + " to group " + std::to_string(proxy_gid) +
+                      " (set the group and the setgid bit of --run-dir)");
   }
   if (::listen(fd.get(), 8) < 0) return fail_errno("listening on " + path);
   std::unique_ptr<ChannelListener> listener(
@@ -108,7 +109,8 @@ Result<std::unique_ptr<ChannelListener>> ChannelListener::create(io::Reactor& re
   return listener;
 }
 
-ChannelListener::ChannelListener(io::Reactor& reactor, std::string path, uid_t proxy_uid, Fd fd, Accepted accepted)
+ChannelListener::ChannelListener(io::Reactor& reactor, std::string path, uid_t proxy_uid, Fd fd,
+                                 Accepted accepted)
     : reactor_(reactor),
       path_(std::move(path)),
       proxy_uid_(proxy_uid),
@@ -134,7 +136,8 @@ void ChannelListener::on_events(uint32_t) {
     socklen_t length = sizeof peer;
     if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 ||
         (peer.uid != proxy_uid_ && peer.uid != ::geteuid())) {
-      log::warn(log::Component::warden, "refused a stranger on the channel", {{"uid", peer.uid}, {"pid", peer.pid}});
+      log::warn(log::Component::warden, "refused a stranger on the channel",
+                {{"uid", peer.uid}, {"pid", peer.pid}});
       continue;
     }
     accepted_(std::move(socket), peer.pid);

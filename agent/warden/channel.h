@@ -1,8 +1,9 @@
 // The two ends of the socket between warden and proxy. `WardenLink` is the proxy's end: it connects to
-// <run-dir>/warden.sock, keeps trying every 100 ms when the warden is away, and gives a new warden back what the old one
-// knew (listeners, keys), so that a warden restart is invisible to the proxy but for a pause in fresh sockets.
-// `ProxyChannel` is one accepted proxy at the warden's end. Each object belongs to its reactor's thread and never
-// blocks. Neither trusts the other: the peer's uid is checked, and a message that does not pass ends the connection.
+// <run-dir>/warden.sock, keeps trying every 100 ms when the warden is away, and gives a new warden back what
+// the old one knew (listeners, keys), so that a warden restart is invisible to the proxy but for a pause in
+// fresh sockets. `ProxyChannel` is one accepted proxy at the warden's end. Each object belongs to its
+// reactor's thread and never blocks. Neither trusts the other: the peer's uid is checked, and a message that
+// does not pass ends the connection.
 #pragma once
 
 #include <sys/types.h>
@@ -38,10 +39,12 @@ struct Pod {
 // One SO_REUSEPORT group per kind, indexed by worker; non-blocking, listening, close-on-exec.
 using PodListeners = std::array<std::vector<Fd>, NM_LISTENER_COUNT>;
 
-PodRecord to_record(const Pod& pod);  // REQUIRES: names within PodRecord's fields, at most NM_POD_ADDRESSES addresses
+PodRecord to_record(
+    const Pod& pod);  // REQUIRES: names within PodRecord's fields, at most NM_POD_ADDRESSES addresses
 Pod from_record(const PodRecord& record);
 
-// Bytes and descriptors over one SEQPACKET socket: a bounded queue out, whole datagrams in. Shared by both ends.
+// Bytes and descriptors over one SEQPACKET socket: a bounded queue out, whole datagrams in. Shared by both
+// ends.
 class PacketSocket {
  public:
   struct Packet {
@@ -54,8 +57,8 @@ class PacketSocket {
   explicit operator bool() const { return static_cast<bool>(fd_); }
   size_t queued() const { return out_.size(); }
   size_t queued_descriptors() const;
-  // Sends now or queues; call flush() when writable. Borrowed descriptors are sent before this returns or duplicated.
-  // Errors: the peer is gone, or it has not read for kMaxQueued messages.
+  // Sends now or queues; call flush() when writable. Borrowed descriptors are sent before this returns or
+  // duplicated. Errors: the peer is gone, or it has not read for kMaxQueued messages.
   template <class Message>
   Result<> send(const Message& message, std::span<const int> descriptors = {}) {
     return send_bytes(encode(message, ++sequence_), descriptors);
@@ -75,23 +78,26 @@ class PacketSocket {
   uint32_t sequence_ = 0, expected_ = 0;
 };
 
-// What the proxy learns from the warden. Calls come from the reactor's thread, never from inside a WardenLink method.
+// What the proxy learns from the warden. Calls come from the reactor's thread, never from inside a WardenLink
+// method.
 class WardenLinkEvents {
  public:
   virtual void on_warden_connected(const Welcome& welcome) = 0;
-  // A new pod with its listeners: accept on them, then call takeover_ready(pod.cookie). The link remembers the
-  // descriptors' numbers to return them to the next warden, so keep them open until on_pod_gone or an update to
-  // `enrolled == false` for this cookie. Again for a known cookie (enrolled anew, or another listener group): the old
-  // listeners may be closed once their backlog is drained.
+  // A new pod with its listeners: accept on them, then call takeover_ready(pod.cookie). The link remembers
+  // the descriptors' numbers to return them to the next warden, so keep them open until on_pod_gone or an
+  // update to `enrolled == false` for this cookie. Again for a known cookie (enrolled anew, or another
+  // listener group): the old listeners may be closed once their backlog is drained.
   virtual void on_pod_add(Pod pod, PodListeners listeners) = 0;
-  // The pod changed. With `enrolled` false: accept what is queued, close listeners and spare sockets, let sessions end,
-  // then pod_gone_ack(cookie); until then the namespace keeps what sessions with the client's address need.
+  // The pod changed. With `enrolled` false: accept what is queued, close listeners and spare sockets, let
+  // sessions end, then pod_gone_ack(cookie); until then the namespace keeps what sessions with the client's
+  // address need.
   virtual void on_pod_update(Pod pod) = 0;
   // Close every descriptor of that namespace, sessions too, within a second; then pod_gone_ack(cookie).
   virtual void on_pod_gone(uint64_t cookie) = 0;
   // Answers want_sockets; fewer than asked, or none with a reason, when they could not be made.
   virtual void on_sockets(uint64_t cookie, SocketKind kind, std::vector<Fd> sockets, Reason reason) = 0;
-  // The sealed memfd of an earlier proxy process; comes before the first pod. `keys` is empty when there is none.
+  // The sealed memfd of an earlier proxy process; comes before the first pod. `keys` is empty when there is
+  // none.
   virtual void on_keys(Fd keys) = 0;
   virtual void on_kernel_stats(const KernelStats& stats) = 0;
   // Every pod known now has been announced.
@@ -106,7 +112,8 @@ class WardenLinkEvents {
 class WardenLink final : private io::EventHandler {
  public:
   // `path` of the warden's socket; `warden_uid` must own the other end. Connects from the first turn on.
-  WardenLink(io::Reactor& reactor, WardenLinkEvents& events, std::string path, uint32_t workers, uid_t warden_uid = 0);
+  WardenLink(io::Reactor& reactor, WardenLinkEvents& events, std::string path, uint32_t workers,
+             uid_t warden_uid = 0);
   ~WardenLink();
 
   bool connected() const { return welcomed_; }
@@ -149,7 +156,8 @@ class WardenLink final : private io::EventHandler {
 
 class ProxyChannel;
 
-// What the warden does for a connected proxy. `channel` may be destroyed only from on_proxy_closed or between turns.
+// What the warden does for a connected proxy. `channel` may be destroyed only from on_proxy_closed or between
+// turns.
 class ProxyChannelEvents {
  public:
   virtual void on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::vector<Fd> descriptors) = 0;
@@ -195,14 +203,14 @@ class ProxyChannel final : private io::EventHandler {
   io::Deferred reading_;
 };
 
-// The listening socket of <run-dir>/warden.sock, for us and the group `proxy_gid` (mode 0660; not owned by the proxy,
-// which could then remove it from a sticky directory). A stale file is replaced; one that a live process serves is an
-// error. Hands out accepted descriptors whose peer is `proxy_uid` or our own uid.
+// The listening socket of <run-dir>/warden.sock, for us and the group `proxy_gid` (mode 0660; not owned by
+// the proxy, which could then remove it from a sticky directory). A stale file is replaced; one that a live
+// process serves is an error. Hands out accepted descriptors whose peer is `proxy_uid` or our own uid.
 class ChannelListener final : private io::EventHandler {
  public:
   using Accepted = std::move_only_function<void(Fd socket, pid_t peer)>;
-  static Result<std::unique_ptr<ChannelListener>> create(io::Reactor& reactor, std::string path, uid_t proxy_uid,
-                                                         gid_t proxy_gid, Accepted accepted);
+  static Result<std::unique_ptr<ChannelListener>> create(io::Reactor& reactor, std::string path,
+                                                         uid_t proxy_uid, gid_t proxy_gid, Accepted accepted);
   ~ChannelListener();
 
  private:

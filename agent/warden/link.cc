@@ -89,7 +89,8 @@ Result<> WardenLink::open_socket() {
   std::ranges::copy(path_, address.sun_path);
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return fail_errno("socket(AF_UNIX)");
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) < 0) return fail_errno(path_);
+  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) < 0)
+    return fail_errno(path_);
   if (auto ok = check_peer(fd.get(), warden_uid_); !ok) return ok;
   PacketSocket socket(std::move(fd));
   if (auto added = reactor_.add(socket.fd(), *this); !added) return added;
@@ -135,7 +136,8 @@ bool WardenLink::send(const Message& message, std::span<const int> descriptors) 
 }
 
 bool WardenLink::want_sockets(uint64_t cookie, SocketKind kind, uint32_t count) {
-  return welcomed_ && send(WantSockets{.cookie = cookie, .kind = static_cast<uint32_t>(kind), .count = count});
+  return welcomed_ &&
+         send(WantSockets{.cookie = cookie, .kind = static_cast<uint32_t>(kind), .count = count});
 }
 
 void WardenLink::takeover_ready(uint64_t cookie) {
@@ -159,7 +161,9 @@ void WardenLink::store_keys(int memfd) {
   if (welcomed_) send(StoreKeys{}, {&copy, 1});
 }
 
-bool WardenLink::want_kernel_stats() { return welcomed_ && send(WantKernelStats{}); }
+bool WardenLink::want_kernel_stats() {
+  return welcomed_ && send(WantKernelStats{});
+}
 
 void WardenLink::on_events(uint32_t events) {
   if (events & EPOLLOUT) {
@@ -210,12 +214,14 @@ void WardenLink::handle_pod_add(const PodAdd& add, std::vector<Fd> descriptors) 
   Pod pod = from_record(add.pod);
   if (descriptors.empty()) {
     auto known = known_.find(pod.cookie);
-    if (known == known_.end()) return close(Error{Reason::INTERNAL, "POD_ADD without listeners for an unknown pod"});
+    if (known == known_.end())
+      return close(Error{Reason::INTERNAL, "POD_ADD without listeners for an unknown pod"});
     if (known->second.ready) send(TakeoverReady{.cookie = pod.cookie});
     return events_.on_pod_update(std::move(pod));
   }
   size_t workers = descriptors.size() / NM_LISTENER_COUNT;
-  if (workers != workers_) return close(Error{Reason::INTERNAL, "POD_ADD has listeners for another number of workers"});
+  if (workers != workers_)
+    return close(Error{Reason::INTERNAL, "POD_ADD has listeners for another number of workers"});
   PodListeners listeners;
   Known known;
   for (size_t i = 0; i < descriptors.size(); ++i) {

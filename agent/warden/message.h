@@ -1,9 +1,11 @@
-// The messages between warden and proxy: fixed-size structs behind one header, one per SEQPACKET datagram, descriptors
-// beside them by SCM_RIGHTS. Pure codec: values in, values out, any thread. Both ends check everything, since the
-// proxy may be compromised and the warden must survive any bytes; a message that does not pass ends the channel.
+// The messages between warden and proxy: fixed-size structs behind one header, one per SEQPACKET datagram,
+// descriptors beside them by SCM_RIGHTS. Pure codec: values in, values out, any thread. Both ends check
+// everything, since the proxy may be compromised and the warden must survive any bytes; a message that does
+// not pass ends the channel.
 //
-// The order of a session: proxy HELLO, RETURN_LISTENERS per pod it still serves (after a warden restart), RETURN_DONE;
-// warden WELCOME, KEYS if it holds them, POD_ADD per pod, SNAPSHOT_SENT; then both as things happen.
+// The order of a session: proxy HELLO, RETURN_LISTENERS per pod it still serves (after a warden restart),
+// RETURN_DONE; warden WELCOME, KEYS if it holds them, POD_ADD per pod, SNAPSHOT_SENT; then both as things
+// happen.
 #pragma once
 
 #include <array>
@@ -49,14 +51,14 @@ enum class MessageType : uint16_t {
   snapshot_sent,
 };
 
-// What a socket made by the opener is for: `out` towards anything, `in` towards the pod's own application, able to
-// bind the client's address (marked, transparent).
+// What a socket made by the opener is for: `out` towards anything, `in` towards the pod's own application,
+// able to bind the client's address (marked, transparent).
 enum class SocketKind : uint32_t { out = 0, in = 1 };
 inline constexpr size_t kSocketKinds = 2;
 
 struct Header {
-  uint16_t type;  // MessageType
-  uint16_t size;  // of header and body
+  uint16_t type;      // MessageType
+  uint16_t size;      // of header and body
   uint32_t sequence;  // counts per sender from 1; a gap or repeat ends the channel
 };
 
@@ -165,9 +167,10 @@ struct SnapshotSent {
   static constexpr auto kType = MessageType::snapshot_sent;
 };
 
-using ProxyMessage = std::variant<Hello, ReturnListeners, ReturnDone, WantSockets, TakeoverReady, PodGoneAck, StoreKeys,
-                                  WantKeys, WantKernelStats>;
-using WardenMessage = std::variant<Welcome, PodAdd, PodUpdate, PodGone, Sockets, Keys, KernelStats, SnapshotSent>;
+using ProxyMessage = std::variant<Hello, ReturnListeners, ReturnDone, WantSockets, TakeoverReady, PodGoneAck,
+                                  StoreKeys, WantKeys, WantKernelStats>;
+using WardenMessage =
+    std::variant<Welcome, PodAdd, PodUpdate, PodGone, Sockets, Keys, KernelStats, SnapshotSent>;
 
 // Both sides' largest message, header included.
 inline constexpr size_t kMaxMessage = sizeof(Header) + sizeof(KernelStats);
@@ -177,17 +180,20 @@ template <class Message>
 std::vector<std::byte> encode(const Message& message, uint32_t sequence) {
   static_assert(std::is_trivially_copyable_v<Message>);
   constexpr size_t body = std::is_empty_v<Message> ? 0 : sizeof(Message);
-  Header header{static_cast<uint16_t>(Message::kType), static_cast<uint16_t>(sizeof(Header) + body), sequence};
+  Header header{static_cast<uint16_t>(Message::kType), static_cast<uint16_t>(sizeof(Header) + body),
+                sequence};
   std::vector<std::byte> out(sizeof(Header) + body);
   std::memcpy(out.data(), &header, sizeof header);
   if constexpr (body != 0) std::memcpy(out.data() + sizeof header, &message, body);
   return out;
 }
 
-// One datagram that came with `descriptors` descriptors, checked in full: type of that direction, exact size, the
-// expected sequence, ranges, terminated strings, descriptor count. Errors say which field.
-Result<ProxyMessage> decode_from_proxy(std::span<const std::byte> datagram, size_t descriptors, uint32_t sequence);
-Result<WardenMessage> decode_from_warden(std::span<const std::byte> datagram, size_t descriptors, uint32_t sequence);
+// One datagram that came with `descriptors` descriptors, checked in full: type of that direction, exact size,
+// the expected sequence, ranges, terminated strings, descriptor count. Errors say which field.
+Result<ProxyMessage> decode_from_proxy(std::span<const std::byte> datagram, size_t descriptors,
+                                       uint32_t sequence);
+Result<WardenMessage> decode_from_warden(std::span<const std::byte> datagram, size_t descriptors,
+                                         uint32_t sequence);
 
 // Copies with truncation refused: false when `text` does not fit.
 bool copy_text(std::span<char> field, std::string_view text);

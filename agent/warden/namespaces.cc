@@ -39,7 +39,8 @@ Result<uint64_t> cookie_here() {
 Result<InNamespace> InNamespace::enter(int netns) {
   Fd home(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
   if (!home) return fail_errno("/proc/thread-self/ns/net");
-  if (::setns(netns, CLONE_NEWNET) < 0) return fail_errno("entering a pod's network namespace (needs CAP_SYS_ADMIN)");
+  if (::setns(netns, CLONE_NEWNET) < 0)
+    return fail_errno("entering a pod's network namespace (needs CAP_SYS_ADMIN)");
   return InNamespace(std::move(home));
 }
 
@@ -77,7 +78,9 @@ bool still_names(const std::string& path, const NetNs& netns) {
   return ::stat(path.c_str(), &file) == 0 && file.st_dev == netns.device && file.st_ino == netns.inode;
 }
 
-Result<uint64_t> own_netns_cookie() { return cookie_here(); }
+Result<uint64_t> own_netns_cookie() {
+  return cookie_here();
+}
 
 Result<std::vector<Addr>> addresses_in(int netns) {
   auto inside = InNamespace::enter(netns);
@@ -102,7 +105,8 @@ Result<std::vector<Addr>> addresses_in(int netns) {
       }
     }
   };
-  if (auto done = netlink->dump(NetlinkRequest(RTM_GETADDR, 0, ifaddrmsg{.ifa_family = AF_UNSPEC}), each); !done) {
+  if (auto done = netlink->dump(NetlinkRequest(RTM_GETADDR, 0, ifaddrmsg{.ifa_family = AF_UNSPEC}), each);
+      !done) {
     return std::unexpected(std::move(done.error()));
   }
   return out;

@@ -1,5 +1,6 @@
-// Network namespaces of pods: opening one by path, telling it by its cookie, asking what addresses it has, and doing a
-// few system calls inside. Used by the warden's and the opener's only thread; entering needs CAP_SYS_ADMIN.
+// Network namespaces of pods: opening one by path, telling it by its cookie, asking what addresses it has,
+// and doing a few system calls inside. Used by the warden's and the opener's only thread; entering needs
+// CAP_SYS_ADMIN.
 #pragma once
 
 #include <sys/types.h>
@@ -15,8 +16,8 @@
 
 namespace nodemesh::warden {
 
-// The calling thread is inside the namespace from enter() to the end of the object's life. Going home cannot fail
-// unless the kernel lies; the process aborts then, since it must not go on in a pod's namespace.
+// The calling thread is inside the namespace from enter() to the end of the object's life. Going home cannot
+// fail unless the kernel lies; the process aborts then, since it must not go on in a pod's namespace.
 class InNamespace {
  public:
   static Result<InNamespace> enter(int netns);

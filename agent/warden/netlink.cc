@@ -37,8 +37,8 @@ Result<Netlink> Netlink::open() {
 // Sends and hands every answer to `each` until that returns false.
 Result<> Netlink::transfer(NetlinkRequest& request, const std::function<bool(const nlmsghdr&)>& each) {
   sockaddr_nl kernel{.nl_family = AF_NETLINK};
-  if (::sendto(fd_.get(), request.header(), request.header()->nlmsg_len, 0, reinterpret_cast<sockaddr*>(&kernel),
-               sizeof kernel) < 0) {
+  if (::sendto(fd_.get(), request.header(), request.header()->nlmsg_len, 0,
+               reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) < 0) {
     return fail_errno("netlink request");
   }
   alignas(nlmsghdr) char buffer[32768];
@@ -47,7 +47,8 @@ Result<> Netlink::transfer(NetlinkRequest& request, const std::function<bool(con
     if (length < 0 && errno == EINTR) continue;
     if (length <= 0) return fail_errno("netlink answer");
     auto left = static_cast<uint32_t>(length);
-    for (auto* head = reinterpret_cast<nlmsghdr*>(buffer); NLMSG_OK(head, left); head = NLMSG_NEXT(head, left)) {
+    for (auto* head = reinterpret_cast<nlmsghdr*>(buffer); NLMSG_OK(head, left);
+         head = NLMSG_NEXT(head, left)) {
       if (!each(*head)) return {};
     }
   }

@@ -1,5 +1,5 @@
-// The few rtnetlink requests the warden makes: one request, its acknowledgement or dump. A socket belongs to the
-// namespace it was opened in. One thread.
+// The few rtnetlink requests the warden makes: one request, its acknowledgement or dump. A socket belongs to
+// the namespace it was opened in. One thread.
 #pragma once
 
 #include <linux/rtnetlink.h>

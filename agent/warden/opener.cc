@@ -60,7 +60,8 @@ Result<> join(const std::string& cgroup) {
 
 Result<std::vector<Fd>> serve(const PacketSocket::Packet& packet) {
   OpenRequest request;
-  if (!read(packet, request) || packet.descriptors.size() != 1) return fail("the opener got a malformed order");
+  if (!read(packet, request) || packet.descriptors.size() != 1)
+    return fail("the opener got a malformed order");
   SocketOrder order{.netns = packet.descriptors[0].get(),
                     .ipv6 = request.ipv6 != 0,
                     .source_kept = request.source_kept != 0,
@@ -132,11 +133,14 @@ Result<std::unique_ptr<Opener>> Opener::start(io::Reactor& reactor, std::string 
   return opener;
 }
 
-Opener::~Opener() { end_child(); }
+Opener::~Opener() {
+  end_child();
+}
 
 Result<> Opener::spawn() {
   int pair[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) return fail_errno("socketpair");
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+    return fail_errno("socketpair");
   Fd ours(pair[0]), theirs(pair[1]);
   pid_t self = ::getpid();
   pid_t child = ::fork();
@@ -168,14 +172,17 @@ void Opener::end_child() {
 }
 
 void Opener::replace(const Error& why) {
-  log::warn(log::Component::warden, "the opener process is gone, starting another", {{"reason", why.message}});
+  log::warn(log::Component::warden, "the opener process is gone, starting another",
+            {{"reason", why.message}});
   end_child();
   auto failed = std::exchange(pending_, {});
   retry_.arm(reactor_, kRespawn);
   for (auto& done : failed) done(std::unexpected(Error{Reason::NO_SOCKET, why.message}));
 }
 
-void Opener::open_listeners(const SocketOrder& order, Done done) { send(order, kListeners, std::move(done)); }
+void Opener::open_listeners(const SocketOrder& order, Done done) {
+  send(order, kListeners, std::move(done));
+}
 
 void Opener::open_sockets(const SocketOrder& order, SocketKind kind, Done done) {
   send(order, static_cast<uint32_t>(kind), std::move(done));
@@ -189,7 +196,8 @@ void Opener::send(const SocketOrder& order, uint32_t what, Done done) {
     return;
   }
   pending_.push_back(std::move(done));
-  OpenRequest request{.what = what, .count = order.count, .ipv6 = order.ipv6, .source_kept = order.source_kept};
+  OpenRequest request{
+      .what = what, .count = order.count, .ipv6 = order.ipv6, .source_kept = order.source_kept};
   if (auto sent = socket_.send(request, {&order.netns, 1}); !sent) {
     failure_ = std::move(sent.error());
     replacing_.schedule(reactor_);
@@ -205,11 +213,13 @@ void Opener::on_events(uint32_t events) {
     if (!packet) return replace(packet.error());
     if (packet->bytes.empty()) return;
     OpenReply reply;
-    if (!read(*packet, reply) || pending_.empty()) return replace(Error{Reason::INTERNAL, "malformed answer"});
+    if (!read(*packet, reply) || pending_.empty())
+      return replace(Error{Reason::INTERNAL, "malformed answer"});
     Done done = std::move(pending_.front());
     pending_.pop_front();
     if (reply.failed) {
-      done(fail(Reason::NO_SOCKET, std::string(reply.message, ::strnlen(reply.message, sizeof reply.message))));
+      done(fail(Reason::NO_SOCKET,
+                std::string(reply.message, ::strnlen(reply.message, sizeof reply.message))));
     } else {
       done(std::move(packet->descriptors));
     }

@@ -1,7 +1,7 @@
-// The opener: a child process of the warden that joined the proxy's cgroup and makes every socket the proxy uses, so
-// that their memory is charged to the proxy and the BPF programs know them as the agent's own. `Opener` is the warden's
-// handle: orders go out and come back in order over a socket pair, the warden's thread never waits. A dead opener is
-// replaced at once; its pending orders fail.
+// The opener: a child process of the warden that joined the proxy's cgroup and makes every socket the proxy
+// uses, so that their memory is charged to the proxy and the BPF programs know them as the agent's own.
+// `Opener` is the warden's handle: orders go out and come back in order over a socket pair, the warden's
+// thread never waits. A dead opener is replaced at once; its pending orders fail.
 #pragma once
 
 #include <sys/types.h>
@@ -22,8 +22,8 @@ namespace nodemesh::warden {
 class Opener final : private io::EventHandler {
  public:
   using Done = std::move_only_function<void(Result<std::vector<Fd>>)>;
-  // Forks the child (the process must have one thread) and waits until it has joined `cgroup` (a cgroup2 directory;
-  // empty: stay in the warden's).
+  // Forks the child (the process must have one thread) and waits until it has joined `cgroup` (a cgroup2
+  // directory; empty: stay in the warden's).
   static Result<std::unique_ptr<Opener>> start(io::Reactor& reactor, std::string cgroup);
   ~Opener();
 

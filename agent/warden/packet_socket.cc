@@ -109,7 +109,8 @@ Result<PacketSocket::Packet> PacketSocket::receive() {
   packet.descriptors = take_descriptors(message);
   if (message.msg_flags & MSG_TRUNC) return fail("channel message is longer than any that is known");
   // Also set when this process has no descriptor left to receive into.
-  if (message.msg_flags & MSG_CTRUNC) return fail("descriptors of a channel message were lost: out of file descriptors");
+  if (message.msg_flags & MSG_CTRUNC)
+    return fail("descriptors of a channel message were lost: out of file descriptors");
   if (length == 0) return fail("the other end closed the channel");
   packet.bytes.assign(buffer.begin(), buffer.begin() + length);
   return packet;

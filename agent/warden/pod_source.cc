@@ -23,7 +23,8 @@ class FolderSource final : public PodSource {
   }
 
  private:
-  // The proxy reports what is wrong with objects; here it is enough that bad ones keep their last good version.
+  // The proxy reports what is wrong with objects; here it is enough that bad ones keep their last good
+  // version.
   void tell() {
     snapshot_ = translate::translate(store_, snapshot_, {.node = node_}).snapshot;
     LocalPods pods;

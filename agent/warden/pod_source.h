@@ -1,5 +1,5 @@
-// Where the warden learns which pods its node has. Today the objects of a folder; a source that watches the API server
-// or kubelet fits the same interface. The warden's thread only.
+// Where the warden learns which pods its node has. Today the objects of a folder; a source that watches the
+// API server or kubelet fits the same interface. The warden's thread only.
 #pragma once
 
 #include <functional>

@@ -30,7 +30,8 @@ Result<> keep_capabilities(std::initializer_list<int> keep) {
   // The bounding set first: shrinking it needs CAP_SETPCAP, which goes too. EINVAL ends the kernel's list.
   for (int capability = 0; ::prctl(PR_CAPBSET_READ, capability) >= 0; ++capability) {
     if (std::ranges::find(keep, capability) != keep.end()) continue;
-    if (::prctl(PR_CAPBSET_DROP, capability) < 0 && errno != EPERM) return fail_errno("prctl(PR_CAPBSET_DROP)");
+    if (::prctl(PR_CAPBSET_DROP, capability) < 0 && errno != EPERM)
+      return fail_errno("prctl(PR_CAPBSET_DROP)");
   }
   ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
   Sets sets;

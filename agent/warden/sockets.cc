@@ -26,7 +26,8 @@ Result<> set(int fd, int level, int option, int value, const char* what) {
   return fail_errno(what);
 }
 
-// What the namespace's sysctls give a new socket: asked once per order, so that only differences cost a system call.
+// What the namespace's sysctls give a new socket: asked once per order, so that only differences cost a
+// system call.
 struct Defaults {
   bool v6only = false;
   bool probes_differ = false;
@@ -38,7 +39,8 @@ Defaults defaults_of(int fd, bool ipv6) {
   socklen_t length = sizeof value;
   if (ipv6) out.v6only = ::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &value, &length) == 0 && value != 0;
   length = sizeof value;
-  out.probes_differ = ::getsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &value, &length) == 0 && value != kKeepaliveProbes;
+  out.probes_differ =
+      ::getsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &value, &length) == 0 && value != kKeepaliveProbes;
   return out;
 }
 
@@ -59,11 +61,12 @@ Result<> set_keepalive(int fd, const Defaults& defaults) {
   if (auto ok = set(fd, SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE"); !ok) return ok;
   if (auto ok = set(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepaliveSeconds, "TCP_KEEPIDLE"); !ok) return ok;
   if (auto ok = set(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepaliveSeconds, "TCP_KEEPINTVL"); !ok) return ok;
-  return defaults.probes_differ ? set(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveProbes, "TCP_KEEPCNT") : Result<>();
+  return defaults.probes_differ ? set(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveProbes, "TCP_KEEPCNT")
+                                : Result<>();
 }
 
-// An application's listener in the same namespace cannot vanish without the kernel telling, so no keepalive. One
-// transparent flag serves both families; it and the mark need CAP_NET_ADMIN in the namespace.
+// An application's listener in the same namespace cannot vanish without the kernel telling, so no keepalive.
+// One transparent flag serves both families; it and the mark need CAP_NET_ADMIN in the namespace.
 Result<> set_towards_application(int fd, bool ipv6) {
   if (auto ok = set(fd, SOL_SOCKET, SO_MARK, NM_MARK, "SO_MARK"); !ok) return ok;
   if (auto ok = ipv6 ? set(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, 1, "IPV6_TRANSPARENT")
@@ -89,8 +92,8 @@ Result<uint16_t> bound_port(int fd) {
   return ntohs(address.sin6_port);
 }
 
-// One listener; `port` 0 makes the group's first. That one binds before SO_REUSEPORT is set, else the kernel might pick
-// a port that another of our groups has.
+// One listener; `port` 0 makes the group's first. That one binds before SO_REUSEPORT is set, else the kernel
+// might pick a port that another of our groups has.
 Result<Fd> new_listener(bool ipv6, uint16_t& port) {
   auto fd = new_socket(ipv6);
   if (!fd) return fd;
@@ -144,7 +147,8 @@ Result<std::vector<Fd>> make_sockets(const SocketOrder& order, SocketKind kind) 
     auto fd = new_socket(order.ipv6);
     if (!fd) return std::unexpected(std::move(fd.error()));
     if (i == 0) defaults = defaults_of(fd->get(), order.ipv6);
-    if (auto ok = set_common(fd->get(), order.ipv6, defaults); !ok) return std::unexpected(std::move(ok.error()));
+    if (auto ok = set_common(fd->get(), order.ipv6, defaults); !ok)
+      return std::unexpected(std::move(ok.error()));
     Result<> ok;
     if (kind == SocketKind::out) {
       ok = set_keepalive(fd->get(), defaults);

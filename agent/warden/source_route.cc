@@ -25,7 +25,8 @@ constexpr const char* kIpv6Setting = "net/ipv6/fwmark_reflect";
 constexpr const char* kReservedPorts = "net/ipv4/ip_local_reserved_ports";
 
 std::string capture_range() {
-  return std::to_string(NM_CAPTURE_PORT_BASE) + "-" + std::to_string(NM_CAPTURE_PORT_BASE + NM_CAPTURE_PORT_COUNT - 1);
+  return std::to_string(NM_CAPTURE_PORT_BASE) + "-" +
+         std::to_string(NM_CAPTURE_PORT_BASE + NM_CAPTURE_PORT_COUNT - 1);
 }
 
 // /proc/sys/net shows the namespace of the task that opens the file.
@@ -49,7 +50,8 @@ Result<> write_setting(const std::string& proc, const char* name, std::string va
 }
 
 NetlinkRequest rule(uint8_t family, uint16_t type, uint16_t flags) {
-  NetlinkRequest request(type, flags, fib_rule_hdr{.family = family, .table = NM_ROUTE_TABLE, .action = FR_ACT_TO_TBL});
+  NetlinkRequest request(type, flags,
+                         fib_rule_hdr{.family = family, .table = NM_ROUTE_TABLE, .action = FR_ACT_TO_TBL});
   request.add_u32(FRA_PRIORITY, kRulePriority);
   request.add_u32(FRA_FWMARK, NM_MARK);
   request.add_u32(FRA_FWMASK, 0xffffffff);
@@ -58,7 +60,8 @@ NetlinkRequest rule(uint8_t family, uint16_t type, uint16_t flags) {
 }
 
 NetlinkRequest everything_local(uint8_t family, uint16_t type, uint16_t flags) {
-  // A deletion that leaves the protocol open also finds a route that someone else has made with the same meaning.
+  // A deletion that leaves the protocol open also finds a route that someone else has made with the same
+  // meaning.
   rtmsg message{.rtm_family = family,
                 .rtm_table = NM_ROUTE_TABLE,
                 .rtm_protocol = RTPROT_STATIC,
@@ -79,7 +82,8 @@ Result<> expect(Result<int> answer, int tolerated, const char* what) {
 
 Result<> add_routes(Netlink& netlink, uint8_t family) {
   auto route = netlink.acknowledge(everything_local(family, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE));
-  if (route && *route == ENETDOWN) return fail("the pod's loopback interface is down: set lo up in its namespace");
+  if (route && *route == ENETDOWN)
+    return fail("the pod's loopback interface is down: set lo up in its namespace");
   if (auto ok = expect(std::move(route), EEXIST, "local route in table 100"); !ok) return ok;
   return expect(netlink.acknowledge(rule(family, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)), EEXIST,
                 "rule for marked packets");

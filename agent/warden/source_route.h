@@ -1,7 +1,8 @@
-// What a pod's namespace needs so that the proxy's connections to the application can carry the client's address:
-// sockets marked NM_MARK, whose replies a rule sends to table NM_ROUTE_TABLE, where everything is local. Each part is
-// necessary: without tcp_fwmark_accept connects time out, without fwmark_reflect a closed port does. The capture port
-// range is reserved too, so that the pod's own connections do not pick it. Idempotent; the warden's thread only.
+// What a pod's namespace needs so that the proxy's connections to the application can carry the client's
+// address: sockets marked NM_MARK, whose replies a rule sends to table NM_ROUTE_TABLE, where everything is
+// local. Each part is necessary: without tcp_fwmark_accept connects time out, without fwmark_reflect a closed
+// port does. The capture port range is reserved too, so that the pod's own connections do not pick it.
+// Idempotent; the warden's thread only.
 #pragma once
 
 #include <string>

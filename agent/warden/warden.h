@@ -1,8 +1,8 @@
-// The warden's state: this node's pods, what the kernel was told of each, and the proxies on the channel. It compares
-// what the pod source wants with what is, five times a second and at every event, and does what is missing: so a cgroup
-// that comes late, an address that is not there yet and a namespace that was replaced are all the same case. A pod that
-// should be enrolled and cannot be is denied by the kernel and its reason logged once. One thread, never blocks on a pod
-// or a proxy, parses nothing that came from either.
+// The warden's state: this node's pods, what the kernel was told of each, and the proxies on the channel. It
+// compares what the pod source wants with what is, five times a second and at every event, and does what is
+// missing: so a cgroup that comes late, an address that is not there yet and a namespace that was replaced
+// are all the same case. A pod that should be enrolled and cannot be is denied by the kernel and its reason
+// logged once. One thread, never blocks on a pod or a proxy, parses nothing that came from either.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,9 @@
 namespace nodemesh::warden {
 
 struct WardenOptions {
-  std::string kubepods;       // cgroup2 directory
-  std::string proxy_cgroup;   // cgroup2 directory of proxy and opener
-  std::string proc = "/proc"; // a procfs whose sys/net may be written
+  std::string kubepods;        // cgroup2 directory
+  std::string proxy_cgroup;    // cgroup2 directory of proxy and opener
+  std::string proc = "/proc";  // a procfs whose sys/net may be written
   uint32_t max_workers = kMaxWorkers;
   uint64_t generation = 1;
   bool fail_open = false, strict = false;  // as the kernel was told; passed on for display

@@ -13,9 +13,13 @@ constexpr milliseconds kAudit{60'000};
 constexpr milliseconds kOrphaned{5000};
 constexpr auto kReleaseDeadline = seconds(1);
 
-std::string name_of(const model::Workload& workload) { return workload.ns + "/" + workload.name; }
+std::string name_of(const model::Workload& workload) {
+  return workload.ns + "/" + workload.name;
+}
 
-bool wants_capture(const model::Workload& workload) { return workload.enrolled && !workload.host_network; }
+bool wants_capture(const model::Workload& workload) {
+  return workload.enrolled && !workload.host_network;
+}
 
 }  // namespace
 
@@ -86,15 +90,15 @@ Warden::LocalPod* Warden::find_by_cookie(uint64_t cookie) {
 }
 
 Pod Warden::describe(const LocalPod& pod) const {
-  return {.cookie = pod.netns->cookie,
-          .uid = pod.wanted->uid,
-          .ns = pod.wanted->ns,
-          .name = pod.wanted->name,
-          .addresses = pod.addresses,
-          .enrolled = true,
-          .source_kept = pod.route.ipv4 &&
-                         (pod.route.ipv6 || std::ranges::all_of(pod.addresses, &Addr::is_v4)),
-          .ipv6 = pod.netns->ipv6};
+  return {
+      .cookie = pod.netns->cookie,
+      .uid = pod.wanted->uid,
+      .ns = pod.wanted->ns,
+      .name = pod.wanted->name,
+      .addresses = pod.addresses,
+      .enrolled = true,
+      .source_kept = pod.route.ipv4 && (pod.route.ipv6 || std::ranges::all_of(pod.addresses, &Addr::is_v4)),
+      .ipv6 = pod.netns->ipv6};
 }
 
 void Warden::set_pods(LocalPods pods) {
@@ -162,14 +166,18 @@ void Warden::follow_cgroup(LocalPod& pod, bool enrolled) {
 Result<> Warden::find_namespace(LocalPod& pod) {
   const model::Workload& wanted = *pod.wanted;
   if (wanted.netns.empty()) {
-    return fail("Pod " + name_of(wanted) + " names no network namespace: set its annotation nodemesh.dev/netns");
+    return fail("Pod " + name_of(wanted) +
+                " names no network namespace: set its annotation nodemesh.dev/netns");
   }
-  if (wanted.addresses.empty()) return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
+  if (wanted.addresses.empty())
+    return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
   auto netns = open_netns(wanted.netns);
   if (!netns) return std::unexpected(std::move(netns.error()));
-  if (netns->cookie == own_cookie_) return fail(wanted.netns + " is the node's own network namespace, not a pod's");
+  if (netns->cookie == own_cookie_)
+    return fail(wanted.netns + " is the node's own network namespace, not a pod's");
   if (LocalPod* other = find_by_cookie(netns->cookie)) {
-    return fail(wanted.netns + " already belongs to Pod " + name_of(*other->wanted) + ": give each Pod its own");
+    return fail(wanted.netns + " already belongs to Pod " + name_of(*other->wanted) +
+                ": give each Pod its own");
   }
   if (auto leaving = leaving_.find(netns->cookie); leaving != leaving_.end()) {
     if (leaving->second.gone || leaving->second.uid != wanted.uid) return {};
@@ -199,8 +207,9 @@ Result<> Warden::enrol(LocalPod& pod) {
     log::warn(log::Component::warden, "the pod's application will not see client addresses",
               {{"pod", name_of(*pod.wanted)}, {"reason", pod.route.missing}});
   }
-  log::info(log::Component::warden, "pod enrolled",
-            {{"pod", name_of(*pod.wanted)}, {"cookie", pod.netns->cookie}, {"live", pod.live ? "true" : "false"}});
+  log::info(
+      log::Component::warden, "pod enrolled",
+      {{"pod", name_of(*pod.wanted)}, {"cookie", pod.netns->cookie}, {"live", pod.live ? "true" : "false"}});
   return {};
 }
 
@@ -277,7 +286,11 @@ void Warden::leave(LocalPod& pod, bool gone) {
   uint64_t cookie = pod.netns->cookie;
   check(capture_.remove_pod(cookie), "removing a pod");
   for (const SockAddr& probe : pod.probes) check(capture_.clear_probe(probe), "removing a probe");
-  Leaving leaving{.uid = pod.wanted->uid, .path = pod.netns_path, .netns = std::move(*pod.netns), .gone = gone, .since = reactor_.now()};
+  Leaving leaving{.uid = pod.wanted->uid,
+                  .path = pod.netns_path,
+                  .netns = std::move(*pod.netns),
+                  .gone = gone,
+                  .since = reactor_.now()};
   for (auto& proxy : proxies_) {
     if (proxy->told.erase(cookie) > 0) leaving.waiting.insert(proxy->channel.get());
   }
@@ -327,7 +340,8 @@ void Warden::drop_adopted() {
     probes.insert(probes.end(), pod.probes.begin(), pod.probes.end());
   }
   for (const auto& pod : capture_.pods()) {
-    if (!cookies.contains(pod.netns_cookie)) check(capture_.remove_pod(pod.netns_cookie), "removing an old pod");
+    if (!cookies.contains(pod.netns_cookie))
+      check(capture_.remove_pod(pod.netns_cookie), "removing an old pod");
   }
   for (uint64_t cookie : capture_.steered_pods()) {
     if (!cookies.contains(cookie)) check(capture_.remove_pod(cookie), "removing an old pod");
@@ -336,7 +350,8 @@ void Warden::drop_adopted() {
     if (!cgroups.contains(cgroup.id)) check(capture_.remove_cgroup(cgroup.id), "removing an old cgroup");
   }
   for (const SockAddr& probe : capture_.probes()) {
-    if (std::ranges::find(probes, probe) == probes.end()) check(capture_.clear_probe(probe), "removing an old probe");
+    if (std::ranges::find(probes, probe) == probes.end())
+      check(capture_.clear_probe(probe), "removing an old probe");
   }
 }
 

@@ -1,5 +1,5 @@
-// Listeners and proxies: who holds which descriptor. Everything a proxy says is checked against what the warden itself
-// announced; a proxy that breaks the protocol loses its channel, nothing else.
+// Listeners and proxies: who holds which descriptor. Everything a proxy says is checked against what the
+// warden itself announced; a proxy that breaks the protocol loses its channel, nothing else.
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/mman.h>
@@ -18,10 +18,10 @@
 namespace nodemesh::warden {
 namespace {
 
-constexpr size_t kMaxProxies = 8;          // generations that drain, and then some
-constexpr size_t kMaxReturned = 1024;      // pods per node are fewer
-constexpr size_t kMaxLag = 256;            // messages a proxy may leave unread before its wishes are refused
-constexpr uint32_t kMaxOrdered = 4096;     // sockets on their way to one proxy
+constexpr size_t kMaxProxies = 8;       // generations that drain, and then some
+constexpr size_t kMaxReturned = 1024;   // pods per node are fewer
+constexpr size_t kMaxLag = 256;         // messages a proxy may leave unread before its wishes are refused
+constexpr uint32_t kMaxOrdered = 4096;  // sockets on their way to one proxy
 constexpr off_t kMaxKeys = 16 << 20;
 constexpr milliseconds kOrphaned{5000};
 constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
@@ -63,7 +63,8 @@ PodListeners group(std::vector<Fd> descriptors) {
 }  // namespace
 
 Warden::Proxy* Warden::find_proxy(const ProxyChannel& channel) {
-  auto found = std::ranges::find_if(proxies_, [&](const auto& proxy) { return proxy->channel.get() == &channel; });
+  auto found =
+      std::ranges::find_if(proxies_, [&](const auto& proxy) { return proxy->channel.get() == &channel; });
   return found == proxies_.end() ? nullptr : found->get();
 }
 
@@ -104,7 +105,8 @@ void Warden::on_proxy_closed(ProxyChannel& channel, const Error& why) {
 // Nobody came back in time: without entries the kernel refuses, or passes, as its flag says.
 void Warden::clear_listeners() {
   if (has_ready_proxy()) return;
-  log::warn(log::Component::warden, "no proxy for 5 s: captured connections fail (or pass, with --fail-open)");
+  log::warn(log::Component::warden,
+            "no proxy for 5 s: captured connections fail (or pass, with --fail-open)");
   std::set<uint64_t> cookies;
   for (const auto& pod : capture_.pods()) cookies.insert(pod.netns_cookie);
   for (uint64_t cookie : cookies) {
@@ -122,7 +124,8 @@ void Warden::on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::
   if (proxy->phase == Proxy::Phase::hello) return refuse(*proxy, "the proxy spoke before HELLO");
   if (std::get_if<StoreKeys>(&message)) return on_keys(*proxy, std::move(descriptors[0]));
   if (proxy->phase == Proxy::Phase::returning) {
-    if (auto* back = std::get_if<ReturnListeners>(&message)) return on_returned(*proxy, *back, std::move(descriptors));
+    if (auto* back = std::get_if<ReturnListeners>(&message))
+      return on_returned(*proxy, *back, std::move(descriptors));
     if (std::get_if<ReturnDone>(&message)) return on_return_done(*proxy);
     return refuse(*proxy, "the proxy spoke before RETURN_DONE");
   }
@@ -162,10 +165,12 @@ void Warden::on_return_done(Proxy& proxy) {
   proxy.snapshot_due = true;
   workers_ = proxy.workers;
   orphaned_.cancel();
-  log::info(log::Component::warden, "proxy connected", {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
+  log::info(log::Component::warden, "proxy connected",
+            {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
   bool fail_open = options_.fail_open, strict = options_.strict;
-  proxy.channel->send(Welcome{.generation = options_.generation,
-                              .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
+  proxy.channel->send(
+      Welcome{.generation = options_.generation,
+              .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
   send_keys(proxy);
   for (auto& [uid, pod] : pods_) {
     if (!pod.netns) continue;
@@ -215,7 +220,8 @@ void Warden::ensure_listeners(LocalPod& pod) {
 
 void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::vector<Fd>> made) {
   auto found = pods_.find(uid);
-  if (found == pods_.end() || !found->second.netns || found->second.netns->cookie != cookie) return finish_snapshots();
+  if (found == pods_.end() || !found->second.netns || found->second.netns->cookie != cookie)
+    return finish_snapshots();
   LocalPod& pod = found->second;
   pod.opening = false;
   if (!made) {
@@ -303,7 +309,8 @@ void Warden::reply_sockets(Proxy& proxy, Sockets reply, Result<std::vector<Fd>> 
 void Warden::on_keys(Proxy& proxy, Fd keys) {
   struct stat file{};
   int seals = ::fcntl(keys.get(), F_GET_SEALS);
-  if (seals < 0 || (seals & kNeededSeals) != kNeededSeals || ::fstat(keys.get(), &file) < 0 || file.st_size > kMaxKeys) {
+  if (seals < 0 || (seals & kNeededSeals) != kNeededSeals || ::fstat(keys.get(), &file) < 0 ||
+      file.st_size > kMaxKeys) {
     return refuse(proxy, "the proxy's keys are not in a sealed memfd of at most 16 MiB");
   }
   keys_ = std::move(keys);
@@ -319,7 +326,8 @@ void Warden::send_kernel_stats(Proxy& proxy) {
   kernel::Counted counted = capture_.read_counters();
   KernelStats stats;
   std::copy_n(counted.drops.begin(), std::min(counted.drops.size(), KernelStats::kReasons), stats.drops);
-  std::copy_n(counted.counters.begin(), std::min(counted.counters.size(), KernelStats::kCounters), stats.counters);
+  std::copy_n(counted.counters.begin(), std::min(counted.counters.size(), KernelStats::kCounters),
+              stats.counters);
   proxy.channel->send(stats);
 }
 

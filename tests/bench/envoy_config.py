@@ -2,7 +2,8 @@
 
 _TYPE = "type.googleapis.com/envoy."
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_HTTP2 = {"max_concurrent_streams": 200, "initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20}
+_HTTP2 = {"max_concurrent_streams": 200, "initial_stream_window_size": 4 << 20,
+          "initial_connection_window_size": 16 << 20}
 _UNLIMITED = {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000}]}
 _TLS = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3", "ecdh_curves": ["X25519"]}
 TUNNEL_PORT = 9008
@@ -65,17 +66,19 @@ def client(folder, server):
 
 def server(folder, address):
     def host(name, authority):
-        connect = {"upgrade_type": "CONNECT", "connect_config": {}}
-        return {"name": name, "domains": [authority], "routes": [
-            {"match": {"connect_matcher": {}}, "route": {"cluster": name, "timeout": "0s", "upgrade_configs": [connect]}}]}
+        route = {"cluster": name, "timeout": "0s",
+                 "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}
+        return {"name": name, "domains": [authority], "routes": [{"match": {"connect_matcher": {}}, "route": route}]}
 
     router = {"name": "router", "typed_config": {
-        "@type": f"{_TYPE}extensions.filters.http.router.v3.Router", "dynamic_stats": False, "suppress_envoy_headers": True}}
+        "@type": f"{_TYPE}extensions.filters.http.router.v3.Router", "dynamic_stats": False,
+        "suppress_envoy_headers": True}}
     manager = {"name": "http", "typed_config": {
         "@type": f"{_TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "http", "codec_type": "HTTP2", "generate_request_id": False, "stream_idle_timeout": "0s",
         "request_timeout": "0s", "http2_protocol_options": {**_HTTP2, "allow_connect": True}, "http_filters": [router],
-        "route_config": {"name": "r", "virtual_hosts": [host("web", f"{address}:8080"), host("iperf", f"{address}:5201")]}}}
+        "route_config": {"name": "r", "virtual_hosts": [host("web", f"{address}:8080"),
+                                                        host("iperf", f"{address}:5201")]}}}
     secure = _tls("Downstream", _secret(folder, "server", "client"), require_client_certificate=True)
     return {"static_resources": {
         "listeners": [_listener("tunnels", address, TUNNEL_PORT, manager, transport_socket=secure)],

@@ -92,22 +92,38 @@ def peers_table(rows, cells):
 
 def cells_table(rows, cells):
     """Every measured cell: medians of what it cost, and how far the figures can be trusted."""
-    lines = ["| row | chain | value | rate per s or Gbit/s | p50, p99 µs | proxies busy | core disagrees by | others' CPU |",
-             "|---|---|---|---|---|---|---|---|"]
+    heads = ("row", "chain", "value", "rate per s or Gbit/s", "p50, p99 µs", "proxies busy", "core disagrees by",
+             "others' CPU")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         for name in row.cells:
             mine = [cell for cell in cells if cell["row"] == row.name and cell["cell"] == name]
             if not mine:
                 continue
-            def middle(key, take=mine):
-                found = [cell[key] for cell in take if cell.get(key) is not None]
-                return statistics.median(found) if found else None
-            rate = middle("gbit") or (statistics.median(c["done"] / c["seconds"] for c in mine) if "done" in mine[0] else None)
-            latency = f"{number(middle('p50'))}, {number(middle('p99'))}" if "p50" in mine[0] else "–"
+            rate = _middle(cell.get("gbit") or (cell["done"] / cell["seconds"] if "done" in cell else None)
+                           for cell in mine)
+            latency = [_middle(cell.get(key) for cell in mine) for key in ("p50", "p99")]
             lines.append(" | ".join([
-                f"| `{row.name}`", name, f"{spread([c['value'] for c in mine])} {row.unit}", number(rate) if rate else "–",
-                latency, _percent(middle("busy")), _percent(middle("disagreement")), _percent(middle("other"))]) + " |")
+                f"| `{row.name}`", name, f"{spread([cell['value'] for cell in mine])} {row.unit}",
+                number(rate) if rate else "–", ", ".join(number(value) for value in latency) if latency[0] else "–",
+                *(_percent(_middle(cell.get(key) for cell in mine)) for key in ("busy", "disagreement", "other")),
+            ]) + " |")
     return "\n".join(lines)
+
+
+def trust(cells):
+    """One sentence on how far the proxies' core agrees with the processes' run time."""
+    judged = [cell for cell in cells if cell.get("disagreement") is not None]
+    beyond = [f"{cell['row']}, {cell['cell']}, round {cell['round']}: {cell['disagreement']:+.0%}" for cell in judged
+              if abs(cell["disagreement"]) > 0.1]
+    agree = len(judged) - len(beyond)
+    return (f"In {agree} of {len(judged)} cells with at least 0.2 s of CPU the two agree within 10 %"
+            + (f"; beyond: {'; '.join(beyond)}." if beyond else "."))
+
+
+def _middle(values):
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _percent(value):
@@ -119,13 +135,14 @@ def details(cells):
     lines = []
     for cell in cells:
         if "kib_per_connection" in cell:
-            each = zip(("client's node", "server's node"), cell["fresh_mb"], cell["idle_mb"], cell["kib_per_connection"])
+            each = zip(("client's node", "server's node"), cell["fresh_mb"], cell["idle_mb"],
+                       cell["kib_per_connection"])
             lines.append(f"- {cell['cell']}: " + "; ".join(
                 f"{side} {fresh:.1f} MB fresh, {idle:.1f} MB idle, {kib:.2f} KiB per connection"
                 for side, fresh, idle, kib in each))
-    programs = [cell["programs"] for cell in cells if "programs" in cell]
+    programs = [cell["programs"] for cell in cells if "programs" in cell and cell["cell"] == "ours"]
     if programs:
-        lines += ["", "| BPF program | runs per connection | µs per connection |", "|---|---|---|"]
+        lines += ["", "| BPF program, two nodes | runs per connection | µs per connection |", "|---|---|---|"]
         for title in programs[0]:
             mine = [found[title] for found in programs if title in found]
             time_us, runs = (statistics.median(one[i] for one in mine) for i in (0, 1))
@@ -149,26 +166,29 @@ def document(rows, cells, about):
     facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
     return f"""# Performance
 
-Written by `scripts/bench`, which starts our agents and their peers on one machine, measures them in turn (A B C, C B A, …)
-and compares within each round. Absolute figures move with the machine; the ratios are what counts.
+Written by `scripts/bench`, which starts our agents and their peers on one machine, measures them in turn (A B C,
+C B A, …) and compares within each round. Absolute figures move with the machine; the ratios are what counts.
 
 {facts}
 
 Two nodes are network namespaces on one machine, joined by a veth pair; pods are namespaces behind them. All proxying
-processes of both nodes are on CPU 1 (ours: supervisors, wardens, openers, proxies), load generator and servers on CPU 0.
-CPU is the run time of all those processes' threads (schedstat), softirq work in their context included. Ours: pods
-captured, STRICT mutual TLS, an AuthorizationPolicy and metrics on, one worker, access log off, each connection opaque
-TCP. HAProxy: one thread, no log; *mTLS* is opaque TCP in TLS 1.3 between two proxies, one TLS connection per
-client connection, sessions resumed (*full*: not resumed); *plain* is the same two hops without TLS. Envoy: a pair with
-CONNECT tunnels over mutual TLS (HTTP/2, 200 streams, windows 4 and 16 MiB), one worker, no log. All: TLS 1.3, ECDSA P-256,
-AES-128-GCM, X25519, both sides verify. Nothing of the peers is captured: their clients connect to them on loopback.
+processes of both nodes are on CPU 1 (ours: supervisors, wardens, openers, proxies), load generator and servers on
+CPU 0. CPU is the run time of all those processes' threads (schedstat), softirq work in their context included.
+
+- Ours: pods captured, STRICT mutual TLS, an AuthorizationPolicy and metrics on, one worker, access log off, each
+  connection opaque TCP.
+- HAProxy: one thread, no log. *mTLS* is opaque TCP in TLS 1.3 between two proxies, one TLS connection per client
+  connection, sessions resumed (*full*: not resumed); *plain* is the same two hops without TLS.
+- Envoy: a pair with CONNECT tunnels over mutual TLS (HTTP/2, 200 streams, windows 4 and 16 MiB), one worker, no log.
+- All: TLS 1.3, ECDSA P-256, AES-128-GCM, X25519, both sides verify. Nothing of the peers is captured: their clients
+  connect to them on loopback.
 
 ## Targets
 
 {table(rows, cells)}
 
-`bpf` is what the kernel counted for our programs per connection, while nothing else was measured. It has been added to the
-figures of ours in `connections` and `same-node-connections`, although programs that run in a proxy's context are in
+`bpf` is what the kernel counted for our programs per connection, while nothing else was measured. It has been added to
+the figures of ours in `connections` and `same-node-connections`, although programs that run in a proxy's context are in
 those already.
 `handshake` is a connection that needs a new tunnel less one that does not; for HAProxy: with a full handshake less two
 plain hops; one connection at a time.
@@ -180,7 +200,8 @@ plain hops; one connection at a time.
 ## Every cell
 
 `core disagrees by`: the proxies' core was busy so much longer than the processes' run time says, other programs' time
-taken out. `others' CPU`: what programs that have nothing to do with the measurement used meanwhile, of one CPU.
+taken out. {trust(cells)}
+`others' CPU`: what programs that have nothing to do with the measurement used meanwhile, of one CPU.
 
 {cells_table(rows, cells)}
 

@@ -104,11 +104,18 @@ def test_a_whole_agent_killed_fails_closed_and_recovers_on_its_pins(own_mesh):
     mesh.wait_reaches(mesh.client, mesh.server)
 
 
-def test_a_stopped_agent_leaves_no_program_map_or_link_of_its_own(own_mesh):
+def test_a_stopped_agent_leaves_nothing_and_its_pods_without_a_mesh(own_mesh):
     mesh = own_mesh
     mesh.wait_reaches(mesh.client, mesh.server)
-    mesh.node1.stop_agent()
+    assert mesh.node1.stop_agent() == 0
     assert not mesh.node1.agent_pids("nodemesh-warden") and not mesh.node1.agent_pids("nodemesh-proxy")
+    assert not [name for name in os.listdir(mesh.node1.bpf_dir) if not name.endswith(".debug")]  # the kernel's own
+    attached = mesh.node1.run(["bpftool", "cgroup", "tree", mesh.node1.cgroup]).stdout.splitlines()
+    assert not [line for line in attached if "connect" in line or "sock_ops" in line], attached
+    with mesh.lab.capture(mesh.node1) as capture:
+        mesh.wait_reaches(mesh.client, mesh.server)
+    assert ECHO in capture.report().ports(), "its pods talk as they did before"
+    assert os.listdir(mesh.node1.run_dir) == []
 
 
 def test_keys_survive_the_proxy_although_the_authority_is_down(own_mesh):

@@ -82,6 +82,7 @@ def test_series_carry_istio_s_labels_and_say_whether_it_was_encrypted(mesh):
 def test_the_mesh_s_own_metrics_are_there(mesh):
     mesh.wait_reaches(mesh.client, mesh.server)
     for node in (mesh.node1, mesh.node2):
+        wait_for(lambda node=node: node.metrics().select("nodemesh_kernel_events_total"), 10, "the kernel's counters")
         page = node.metrics()
         for name in ("nodemesh_connections_open", "nodemesh_connections_total", "nodemesh_tls_handshakes_total",
                      "nodemesh_certificate_expiry_seconds", "nodemesh_config_generation", "nodemesh_config_age_seconds",

@@ -275,7 +275,6 @@ class Server:
                 sock, _ = self.listener.accept()
             except OSError:
                 return
-            self._sockets.append(sock.dup())  # TLS takes the other one over
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -286,6 +285,7 @@ class Server:
         try:
             self.context.sni_callback = lambda _, name, __: sni.append(name)
             with self.context.wrap_socket(sock, server_side=True) as secure:
+                self._sockets.append(secure)
                 names = secure.getpeercert(binary_form=True)
                 self.connections.append({
                     "names": certificates.uris(names) if names else [], "alpn": secure.selected_alpn_protocol(),

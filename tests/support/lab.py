@@ -129,7 +129,8 @@ class Pod:
 
     def create(self):
         """Makes the namespace, link, addresses, cgroup and pause process."""
-        node, link = self.node, f"v{next(self.node._links)}"
+        node = self.node
+        link = self.link = f"v{next(node._links)}"
         os.makedirs(self.dir, exist_ok=True)
         os.chmod(self.dir, 0o777)
         cgroups.create(f"{self.cgroup}/app")
@@ -152,6 +153,7 @@ class Pod:
     def remove(self):
         """Ends the pod as a kubelet would: processes, namespace, cgroup; then its object."""
         cgroups.kill(self.cgroup)
+        netns.ip(self.node.netns, f"link del {self.link}\n", check=False)  # a namespace's end takes its time
         netns.delete(self.netns)
         cgroups.remove(self.cgroup)
         shutil.rmtree(self.dir)

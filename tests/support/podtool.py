@@ -10,6 +10,7 @@ standard library and starts fast.
     podtool.py session HOST PORT    until it breaks or SIGTERM: ping and pong over one connection
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -179,7 +180,8 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
             if writing and not left:
                 writing = False
                 if half_close:
-                    sock.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):  # already reset: recv will say so
+                        sock.shutdown(socket.SHUT_WR)
                 if reset:
                     abort(sock)
                     result["how"] = "we reset"

@@ -10,8 +10,10 @@ using namespace nodemesh::app;
 
 namespace {
 
-constexpr std::array kRequired{"nodemesh-warden", "--config", "/etc/mesh", "--node", "node1", "--run-dir", "/run/nm",
-                               "--bpf-dir", "/sys/fs/bpf/nm", "--kubepods", "/cg/kubepods", "--proxy-cgroup", "/cg/p"};
+constexpr std::array kRequired{
+    "nodemesh-warden", "--config",       "/etc/mesh", "--node",         "node1",
+    "--run-dir",       "/run/nm",        "--bpf-dir", "/sys/fs/bpf/nm", "--kubepods",
+    "/cg/kubepods",    "--proxy-cgroup", "/cg/p"};
 
 std::vector<std::string> argv_of(const std::vector<ChildSpec>& specs, const std::string& name) {
   for (const auto& spec : specs) {
@@ -31,7 +33,9 @@ bool has_pair(const std::vector<std::string>& argv, const std::string& flag, con
 
 TEST_CASE("the warden's command line fills its configuration") {
   std::vector<const char*> argv(kRequired.begin(), kRequired.end());
-  for (const char* word : {"--fail-open", "--workers", "4", "--kubelet-cgroup", "/cg/kubelet", "--log-format", "json"}) argv.push_back(word);
+  for (const char* word :
+       {"--fail-open", "--workers", "4", "--kubelet-cgroup", "/cg/kubelet", "--log-format", "json"})
+    argv.push_back(word);
   auto parsed = parse_warden_command(static_cast<int>(argv.size()), argv.data());
   REQUIRE(parsed.exit_code == -1);
   CHECK(parsed.config.node == "node1");
@@ -59,8 +63,9 @@ TEST_CASE("a missing, unknown or malformed flag ends with exit code 1") {
 
 TEST_CASE("cgroup v1 beside v2 needs a flag, and no cgroup2 at all is told with the command that mends it") {
   CHECK(check_cgroup_mode("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", false));
-  const char* hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n"
-                       "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+  const char* hybrid =
+      "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n"
+      "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
   auto refused = check_cgroup_mode(hybrid, false);
   REQUIRE_FALSE(refused);
   CHECK(refused.error().message.find("--allow-hybrid") != std::string::npos);
@@ -78,7 +83,8 @@ TEST_CASE("a directory that is not in a cgroup2 file system is refused with the 
 }
 
 TEST_CASE("a node's name must be safe as a path component") {
-  for (std::string_view good : {"node1", "ip-10-0-0-1.eu-west-1.compute.internal"}) CHECK(check_node_name(good));
+  for (std::string_view good : {"node1", "ip-10-0-0-1.eu-west-1.compute.internal"})
+    CHECK(check_node_name(good));
   for (std::string_view bad : {"", "..", "a/b", "Node", "a b", ".hidden"}) CHECK_FALSE(check_node_name(bad));
   CHECK_FALSE(check_node_name(std::string(254, 'a')));
 }
@@ -91,7 +97,8 @@ TEST_CASE("workers follow the CPUs: a quarter, at least two, at most eight") {
 }
 
 TEST_CASE("a node runs proxy and warden in their own cgroups below kubepods, and the proxy stops first") {
-  NodeConfig config{.config_dir = "/m", .node = "node1", .run_dir = "/r", .cgroup = "/cg", .bpf_dir = "/b", .workers = 2};
+  NodeConfig config{
+      .config_dir = "/m", .node = "node1", .run_dir = "/r", .cgroup = "/cg", .bpf_dir = "/b", .workers = 2};
   config.cert_lifetime = "30s";
   config.proxy_extra = {"--drain", "1s"};
   auto specs = children_of(config, [](const std::string& name) { return "/bin/" + name; });
@@ -118,7 +125,12 @@ TEST_CASE("two nodes of one machine have different agent pods") {
 }
 
 TEST_CASE("the certificate authority is started only when asked for") {
-  NodeConfig config{.config_dir = "/m", .node = "node1", .run_dir = "/r", .cgroup = "/cg", .bpf_dir = "/b", .with_ca = true};
+  NodeConfig config{.config_dir = "/m",
+                    .node = "node1",
+                    .run_dir = "/r",
+                    .cgroup = "/cg",
+                    .bpf_dir = "/b",
+                    .with_ca = true};
   auto specs = children_of(config, [](const std::string& name) { return name; });
   REQUIRE(specs.size() == 3);
   CHECK(has_pair(specs[2].argv, "--listen", config.ca));

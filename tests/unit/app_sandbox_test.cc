@@ -100,7 +100,8 @@ TEST_CASE("new namespaces cannot be had through clone, and threads still can") {
 TEST_CASE("only the socket families of a proxy can be had") {
   CHECK(in_child([] {
           HOLD(restrict_syscalls({}));
-          for (int family : {AF_INET, AF_INET6, AF_UNIX}) HOLD(error_of(SYS_socket, family, SOCK_STREAM, 0) == 0);
+          for (int family : {AF_INET, AF_INET6, AF_UNIX})
+            HOLD(error_of(SYS_socket, family, SOCK_STREAM, 0) == 0);
           for (int family : {AF_PACKET, AF_ALG, AF_VSOCK, AF_BLUETOOTH}) {
             HOLD(error_of(SYS_socket, family, SOCK_RAW, 0) == EAFNOSUPPORT);
           }
@@ -124,7 +125,8 @@ TEST_CASE("a system call of another architecture kills the process") {
 }
 #endif
 
-TEST_CASE("root that drops its privileges has no id, capability or way back left, and still dies with its parent") {
+TEST_CASE(
+    "root that drops its privileges has no id, capability or way back left, and still dies with its parent") {
   if (::geteuid() != 0) {
     MESSAGE("SKIPPED: giving up root needs root");
     return;

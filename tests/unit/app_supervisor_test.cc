@@ -26,7 +26,10 @@ struct TempDir {
 };
 
 ChildSpec shell(std::string name, std::string script) {
-  return {.name = std::move(name), .program = "/bin/sh", .argv = {"sh", "-c", std::move(script)}, .stop_grace = seconds(10)};
+  return {.name = std::move(name),
+          .program = "/bin/sh",
+          .argv = {"sh", "-c", std::move(script)},
+          .stop_grace = seconds(10)};
 }
 
 // A supervisor in a process of its own, since it takes over signals and children.
@@ -114,7 +117,8 @@ TEST_CASE("after a life of a minute the next death is restarted at once again") 
 TEST_CASE("a child that dies by a signal is started again") {
   TempDir dir;
   std::string log = dir.path + "/log";
-  Supervisor supervisor({shell("dies", "echo up >>" + log + "; [ $(wc -l <" + log + ") -ge 3 ] && exec sleep 60; kill -9 $$")});
+  Supervisor supervisor(
+      {shell("dies", "echo up >>" + log + "; [ $(wc -l <" + log + ") -ge 3 ] && exec sleep 60; kill -9 $$")});
   REQUIRE(eventually([&] { return lines_of(log).size() == 3; }));
   ::kill(supervisor.pid, SIGTERM);
   CHECK(supervisor.wait() == 0);
@@ -123,7 +127,8 @@ TEST_CASE("a child that dies by a signal is started again") {
 TEST_CASE("a first start that ends with exit code 1 ends the supervisor and stops the others") {
   TempDir dir;
   std::string log = dir.path + "/log";
-  Supervisor supervisor({shell("other", "trap 'kill $!; echo stopped >>" + log + "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait"),
+  Supervisor supervisor({shell("other", "trap 'kill $!; echo stopped >>" + log +
+                                            "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait"),
                          shell("broken", "while [ ! -s " + log + " ]; do sleep 0.01; done; exit 1")});
   CHECK(supervisor.wait() == kCannotStart);
   CHECK(lines_of(log) == std::vector<std::string>{"up", "stopped"});
@@ -138,8 +143,8 @@ TEST_CASE("children are stopped one after the other, in order") {
   TempDir dir;
   std::string log = dir.path + "/log";
   auto script = [&](std::string name) {
-    return "trap 'kill $!; echo " + name + " term >>" + log + "; sleep 0.05; echo " + name + " end >>" + log + "; exit 0' TERM; echo up >>" +
-           log + "; sleep 60 & wait";
+    return "trap 'kill $!; echo " + name + " term >>" + log + "; sleep 0.05; echo " + name + " end >>" + log +
+           "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait";
   };
   Supervisor supervisor({shell("one", script("one")), shell("two", script("two"))});
   REQUIRE(eventually([&] { return lines_of(log).size() == 2; }));
@@ -147,7 +152,8 @@ TEST_CASE("children are stopped one after the other, in order") {
   CHECK(supervisor.wait() == 0);
   auto lines = lines_of(log);
   REQUIRE(lines.size() == 6);
-  CHECK(std::vector(lines.begin() + 2, lines.end()) == std::vector<std::string>{"one term", "one end", "two term", "two end"});
+  CHECK(std::vector(lines.begin() + 2, lines.end()) ==
+        std::vector<std::string>{"one term", "one end", "two term", "two end"});
 }
 
 TEST_CASE("a child that ignores SIGTERM is killed when its grace is over") {
@@ -164,7 +170,8 @@ TEST_CASE("a child that ignores SIGTERM is killed when its grace is over") {
 TEST_CASE("a second signal does not wait for the grace") {
   TempDir dir;
   std::string log = dir.path + "/log";
-  auto spec = shell("slow", "trap 'echo term >>" + log + "' TERM; echo up >>" + log + "; while :; do sleep 0.05; done");
+  auto spec = shell(
+      "slow", "trap 'echo term >>" + log + "' TERM; echo up >>" + log + "; while :; do sleep 0.05; done");
   spec.stop_grace = seconds(600);
   Supervisor supervisor({spec});
   REQUIRE(eventually([&] { return lines_of(log).size() == 1; }));

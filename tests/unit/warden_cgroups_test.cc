@@ -45,8 +45,9 @@ TEST_CASE("the cgroupfs driver's directories are found in every QoS class") {
 }
 
 TEST_CASE("the systemd driver's slices are found in every QoS class") {
-  for (const char* slices : {"kubepods.slice/kubepods-pod", "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod",
-                             "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod"}) {
+  for (const char* slices :
+       {"kubepods.slice/kubepods-pod", "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod",
+        "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod"}) {
     Tree tree;
     std::string made = tree.make(slices + std::string(kUnderscored) + ".slice");
     auto found = find_pod_cgroup(tree.path + "/kubepods.slice", kUid);
@@ -57,8 +58,9 @@ TEST_CASE("the systemd driver's slices are found in every QoS class") {
 
 TEST_CASE("a kubelet with a cgroup root of its own keeps its prefix in the slices") {
   Tree tree;
-  std::string made = tree.make("kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod" +
-                               std::string(kUnderscored) + ".slice");
+  std::string made =
+      tree.make("kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod" +
+                std::string(kUnderscored) + ".slice");
   auto found = find_pod_cgroup(tree.path + "/kubelet-kubepods.slice", kUid);
   REQUIRE(found);
   CHECK(found->path == made);

@@ -43,7 +43,9 @@ struct Told final : WardenLinkEvents {
   }
   void on_pod_update(Pod pod) override { updated.push_back(std::move(pod)); }
   void on_pod_gone(uint64_t cookie) override { gone.push_back(cookie); }
-  void on_sockets(uint64_t, SocketKind, std::vector<Fd> got, Reason) override { sockets.push_back(std::move(got)); }
+  void on_sockets(uint64_t, SocketKind, std::vector<Fd> got, Reason) override {
+    sockets.push_back(std::move(got));
+  }
   void on_keys(Fd got) override {
     ++keys;
     last_keys = std::move(got);
@@ -74,7 +76,8 @@ struct Heard final : ProxyChannelEvents {
   }
   template <class Message>
   size_t count() const {
-    return static_cast<size_t>(std::ranges::count_if(messages, [](const auto& m) { return std::holds_alternative<Message>(m); }));
+    return static_cast<size_t>(
+        std::ranges::count_if(messages, [](const auto& m) { return std::holds_alternative<Message>(m); }));
   }
 };
 
@@ -104,7 +107,9 @@ struct Fixture {
   }
 };
 
-Fd plain_socket() { return Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)); }
+Fd plain_socket() {
+  return Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+}
 
 Fd sealed_memory(std::string_view text) {
   Fd fd(::memfd_create("keys", MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -114,7 +119,12 @@ Fd sealed_memory(std::string_view text) {
 }
 
 Pod pod_with(uint64_t cookie) {
-  return {.cookie = cookie, .uid = "u", .ns = "shop", .name = "web", .addresses = {Addr::v4(10, 0, 0, 1)}, .enrolled = true};
+  return {.cookie = cookie,
+          .uid = "u",
+          .ns = "shop",
+          .name = "web",
+          .addresses = {Addr::v4(10, 0, 0, 1)},
+          .enrolled = true};
 }
 
 void send_listeners(ProxyChannel& channel, uint64_t cookie, size_t workers) {
@@ -265,7 +275,9 @@ TEST_CASE("descriptors beside a refused message are closed") {
   CHECK(::read(reader.get(), &byte, 1) == 0);  // the last writer is gone
 }
 
-TEST_CASE("the warden's socket replaces a stale file, and refuses to take one that is served or is something else") {
+TEST_CASE(
+    "the warden's socket replaces a stale file, and refuses to take one that is served or is something "
+    "else") {
   Fixture f;
   f.start();
   auto second = f.listen();

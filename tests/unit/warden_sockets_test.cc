@@ -1,4 +1,5 @@
-// Sockets and routes inside a network namespace made for the test; needs root, and says so where it is not given.
+// Sockets and routes inside a network namespace made for the test; needs root, and says so where it is not
+// given.
 #include <doctest/doctest.h>
 
 #include <fcntl.h>
@@ -13,9 +14,9 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#include <fstream>
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <set>
 
 #include "bpf/abi.h"
@@ -98,8 +99,10 @@ int connect_to(const Fd& fd, const SockAddr& address) {
   return option(fd, SOL_SOCKET, SO_ERROR);
 }
 
-// Connects an `in` socket as `client` to `server` in that namespace; the accepted connection's peer, or why not.
-std::string connect_as(const NetNs& netns, const SockAddr& client, const SockAddr& server, bool listening = true) {
+// Connects an `in` socket as `client` to `server` in that namespace; the accepted connection's peer, or why
+// not.
+std::string connect_as(const NetNs& netns, const SockAddr& client, const SockAddr& server,
+                       bool listening = true) {
   Fd listener;
   {
     auto inside = InNamespace::enter(netns.fd.get());
@@ -109,7 +112,8 @@ std::string connect_as(const NetNs& netns, const SockAddr& client, const SockAdd
     REQUIRE(::bind(listener.get(), reinterpret_cast<sockaddr*>(&native), length) == 0);
     if (listening) REQUIRE(::listen(listener.get(), 8) == 0);
   }
-  auto sockets = make_sockets({.netns = netns.fd.get(), .ipv6 = true, .source_kept = true, .count = 1}, SocketKind::in);
+  auto sockets =
+      make_sockets({.netns = netns.fd.get(), .ipv6 = true, .source_kept = true, .count = 1}, SocketKind::in);
   REQUIRE(sockets);
   sockaddr_storage native{};
   socklen_t length = client.to_native(native);
@@ -152,7 +156,9 @@ TEST_CASE("what is not a network namespace is refused by name") {
   }
 }
 
-TEST_CASE("listeners form one group per kind, on different ephemeral ports, ready for accepted sockets to inherit") {
+TEST_CASE(
+    "listeners form one group per kind, on different ephemeral ports, ready for accepted sockets to "
+    "inherit") {
   if (!is_root()) return;
   Namespace child;
   auto netns = open_netns(child.path);
@@ -182,7 +188,8 @@ TEST_CASE("sockets are made for IPv4 alone where the namespace has no IPv6") {
   Namespace child;
   auto netns = open_netns(child.path);
   REQUIRE(netns);
-  auto made = make_sockets({.netns = netns->fd.get(), .ipv6 = false, .source_kept = true, .count = 2}, SocketKind::in);
+  auto made = make_sockets({.netns = netns->fd.get(), .ipv6 = false, .source_kept = true, .count = 2},
+                           SocketKind::in);
   REQUIRE(made);
   CHECK(option((*made)[0], SOL_SOCKET, SO_DOMAIN) == AF_INET);
   CHECK(option((*made)[0], IPPROTO_IP, IP_TRANSPARENT) == 1);
@@ -202,7 +209,9 @@ TEST_CASE("a bindv6only namespace still gets dual-stack sockets") {
   for (const Fd& fd : *made) CHECK(option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 0);
 }
 
-TEST_CASE("the application sees the client's address once the route is installed, and a closed port refuses at once") {
+TEST_CASE(
+    "the application sees the client's address once the route is installed, and a closed port refuses at "
+    "once") {
   if (!is_root()) return;
   Namespace child;
   auto netns = open_netns(child.path);
