@@ -182,7 +182,7 @@ class Judge:
         with self.lab.capture(self.lab.node("node1")) as capture:
             for six in (False, True):
                 assert len(self.quick.curl("nginx-near", "/big", six)) == BIG
-        assert capture.report().payload_bytes == 0, "bytes of it were on the link"
+        assert capture.report().payload_bytes < BIG / 100, "bytes of it were on the link, where tunnels only ping"
         paths = {line["path_kind"] for line in wait_lines(self.lab.node("node1"), "dst.workload", "nginx-1")}
         assert paths == {"same-node"}, paths
 

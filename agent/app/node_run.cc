@@ -184,6 +184,15 @@ Result<> make_cgroups(const NodeConfig& config, Made& made) {
   return {};
 }
 
+// The proxy must reach the socket, so the folder it lies in is open to pass.
+Result<> make_ca_directory(const NodeConfig& config) {
+  auto parent = std::filesystem::path(config.ca.substr(config.ca.find(':') + 1)).parent_path();
+  std::error_code error;
+  std::filesystem::create_directories(parent, error);
+  if (error) return fail("--ca: cannot make " + parent.string() + ": " + error.message());
+  return {};
+}
+
 Result<> check_programs(const NodeConfig& config) {
   for (const char* name : {"nodemesh-warden", "nodemesh-proxy", "nodemesh-controller"}) {
     if (std::string_view(name) == "nodemesh-controller" && !config.with_ca) continue;
@@ -198,6 +207,9 @@ int run(NodeConfig& config) {
   Made made_directories, made_cgroups;
   if (auto ok = complete(config); !ok) return cannot_start(ok.error().message);
   if (auto ok = check_programs(config); !ok) return cannot_start(ok.error().message);
+  if (config.with_ca) {
+    if (auto ok = make_ca_directory(config); !ok) return cannot_start(ok.error().message);
+  }
   auto lock = prepare_run_dir(config, made_directories);
   if (!lock) return cannot_start(lock.error().message);
   if (auto ok = make_cgroups(config, made_cgroups); !ok) {
@@ -312,7 +324,8 @@ std::vector<ChildSpec> children_of(const NodeConfig& config,
     out.push_back({.name = "nodemesh-controller",
                    .program = find("nodemesh-controller"),
                    .argv = {"nodemesh-controller", "--config", config.config_dir, "--listen", config.ca,
-                            "--state-dir", config.ca_state},
+                            "--state-dir", config.ca_state, "--allow-uid", std::to_string(config.proxy_uid),
+                            "--socket-gid", std::to_string(config.proxy_uid)},
                    .stop_grace = seconds(5)});
   }
   return out;

@@ -68,6 +68,8 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
 
   // Asks for a flush at the end of this turn; after open(), respond(), resume(), reset(), consume().
   void schedule_flush() { flush_.schedule(reactor_); }
+  // The peer's certificate has run out: its open streams may end in peace, new ones need a new connection.
+  bool peer_expired(WallClock::time_point now) const { return peer_ != nullptr && now >= peer_->identity->not_after; }
   // No new streams; GOAWAY now, close when the open ones have ended.
   void drain();
   // After the roots have changed: ends the connection if the peer's chain does not verify any more.

@@ -20,7 +20,6 @@ namespace nodemesh::model {
 struct AccessLog {
   std::string file;    // "/dev/stdout"; empty = off
   bool json = false;   // accessLogEncoding: JSON
-  std::string format;  // accessLogFormat; empty = the default of the encoding
 
   bool operator==(const AccessLog&) const = default;
 };

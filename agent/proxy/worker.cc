@@ -253,7 +253,11 @@ void Worker::tick() {
   for (auto& [cookie, pod] : pods_) {
     pod->stock.trim(reactor.now());
     for (auto& listener : pod->listeners) listener->retry();
+    for (auto& [key, tunnel] : pod->tunnels) {
+      if (tunnel->connection().peer_expired(clock.wall())) tunnel->connection().drain();
+    }
   }
+  pool->drain_expired(clock.wall());
   ticker_.arm(reactor, kTick);
 }
 

@@ -112,7 +112,7 @@ Stream::Read Stream::read() {
     }
   }
   may_receive_ = true;
-  // An answer that OpenSSL gave by itself (KeyUpdate) may not wait in the shared buffer while other connections run.
+  // An alert that OpenSSL raised by itself may not wait in the shared buffer while other connections run.
   if (sealed_ > 0) flush();
   return {{out, filled}, state, socket_empty_ || peer_closed_};
 }

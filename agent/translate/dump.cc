@@ -91,7 +91,6 @@ json mesh_json(const model::MeshSettings& mesh) {
   put(out, "clusterCidrs", list(mesh.cluster_cidrs, as_text));
   if (mesh.access_log.file.empty()) return out;
   out["accessLog"] = {{"file", mesh.access_log.file}, {"encoding", mesh.access_log.json ? "JSON" : "TEXT"}};
-  put(out["accessLog"], "format", mesh.access_log.format);
   return out;
 }
 

@@ -95,7 +95,6 @@ void read_mesh_config(const Node& text, MeshConfigSpec& mesh, Problems& problems
     mesh.trust_domain_aliases = fields.texts("trustDomainAliases");
     mesh.root_namespace = fields.text("rootNamespace");
     mesh.access_log.file = fields.text("accessLogFile").value_or("");
-    mesh.access_log.format = fields.text("accessLogFormat").value_or("");
     mesh.access_log.json = fields.one_of<bool>("accessLogEncoding", kEncodings).value_or(false);
     if (mesh.trust_domain && !kube::is_dns_subdomain(*mesh.trust_domain)) {
       fields.error("trustDomain", "is not a valid trust domain",
@@ -109,7 +108,8 @@ void read_mesh_config(const Node& text, MeshConfigSpec& mesh, Problems& problems
                    "enableAutoMtls", "enablePrometheusMerge", "dnsRefreshRate", "proxyListenPort",
                    "proxyInboundListenPort", "proxyHttpPort", "defaultProviders", "configSources",
                    "protocolDetectionTimeout", "mixerAddress"});
-    fields.unsupported({"outboundTrafficPolicy",
+    fields.unsupported({"accessLogFormat",
+                        "outboundTrafficPolicy",
                         "inboundTrafficPolicy",
                         "discoverySelectors",
                         "extensionProviders",

@@ -180,6 +180,14 @@ void TunnelPool::verify_again(tls::Verifier& verifier) {
   }
 }
 
+void TunnelPool::drain_expired(WallClock::time_point now) {
+  for (auto& [key, group] : groups_) {
+    for (auto& connection : group->connections) {
+      if (connection->peer_expired(now)) connection->drain();
+    }
+  }
+}
+
 void TunnelPool::drain_all() {
   for (auto& [key, group] : groups_) {
     for (auto& connection : group->connections) connection->drain();

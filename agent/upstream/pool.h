@@ -62,6 +62,8 @@ class TunnelPool {
   void close_pod(uint64_t cookie, const Error& error);
   // The roots have changed: ends those whose peer they do not vouch for.
   void verify_again(tls::Verifier& verifier);
+  // No new streams on those whose peer's certificate has run out.
+  void drain_expired(WallClock::time_point now);
   // No new streams on any; they end when their streams do.
   void drain_all();
   size_t size() const;

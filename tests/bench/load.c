@@ -4,11 +4,11 @@
 //
 //   load exchange HOST PORT CONNECTIONS SECONDS [RATE [even]]
 //       exchanges on established connections; RATE per second: all ask together, or evenly in turn
-//   load connect HOST PORT CONNECTIONS SECONDS [PAUSE_MS]
+//   load connect HOST PORT CONNECTIONS SECONDS
 //       a new connection for each exchange
 //   load hold HOST PORT CONNECTIONS
 //       one exchange on each, then idle
-//   load sweep HOST,HOST... PORT 1 0 [PAUSE_MS]
+//   load sweep HOST,HOST... PORT 1
 //       one new connection and exchange with each host, one by one; nothing is set up before; again with
 //       every further line on standard input
 //
@@ -37,7 +37,6 @@ struct connection {
   enum state state;
   size_t got;
   uint64_t since; /* when the exchange should have begun */
-  uint64_t due;   /* when the next one begins, 0 if at once */
 };
 
 static struct sockaddr_storage target;
@@ -181,7 +180,7 @@ static void set_up(void) {
   }
 }
 
-static uint64_t end_at, pause_ns;
+static uint64_t end_at;
 
 static void exchange_again(struct connection* one) {
   uint64_t now = now_ns();
@@ -193,10 +192,7 @@ static void exchange_again(struct connection* one) {
 static void connect_again(struct connection* one) {
   uint64_t now = now_ns();
   if (now >= end_at) return;
-  if (pause_ns)
-    one->due = now + pause_ns;
-  else
-    dial(one, now);
+  dial(one, now);
 }
 
 static void run_saturated(void) {
@@ -204,13 +200,6 @@ static void run_saturated(void) {
   uint64_t limit = end_at + 2000000000u;
   for (uint64_t now = now_ns(); now < end_at || (busy() && now < limit); now = now_ns()) {
     uint64_t next = now < end_at ? end_at : limit;
-    for (int i = 0; pause_ns && i < count; i++) {
-      if (!all[i].due) continue;
-      if (all[i].due <= now)
-        all[i].due = 0, dial(&all[i], now);
-      else if (all[i].due < next)
-        next = all[i].due;
-    }
     turn(next > now ? (int64_t)(next - now) : 0, closing ? connect_again : exchange_again);
   }
   if (busy()) fail("unanswered at the end", ETIMEDOUT);
@@ -272,7 +261,7 @@ static void aim(const char* host, int port) {
 }
 
 /* Host by host, so that the first connection to each is alone. */
-static void sweep(const char* hosts, int port, uint64_t pause) {
+static void sweep(const char* hosts, int port) {
   char *kept = strdup(hosts), *rest = kept;
   for (char* host; (host = strsep(&rest, ",")) != NULL;) {
     aim(host, port);
@@ -283,16 +272,13 @@ static void sweep(const char* hosts, int port, uint64_t pause) {
       fail(host, ETIMEDOUT);
       forget(&all[0]);
     }
-    struct timespec wait = {0, (long)pause};
-    nanosleep(&wait, NULL);
   }
   free(kept);
 }
 
 int main(int argc, char** argv) {
   if (argc < 5) {
-    fprintf(stderr,
-            "usage: load exchange|connect|hold HOST PORT CONNECTIONS [SECONDS [RATE|PAUSE_MS [even]]]\n");
+    fprintf(stderr, "usage: load exchange|connect|hold HOST PORT CONNECTIONS [SECONDS [RATE [even]]]\n");
     return 2;
   }
   const char* mode = argv[1];
@@ -328,9 +314,8 @@ int main(int argc, char** argv) {
     memset(latency, 0, kBuckets * sizeof *latency);
     uint64_t start = now_ns();
     end_at = start + (uint64_t)(seconds * 1e9);
-    pause_ns = closing ? (uint64_t)(extra * 1e6) : 0;
     if (sweeping)
-      sweep(argv[2], atoi(argv[3]), pause_ns);
+      sweep(argv[2], atoi(argv[3]));
     else if (strcmp(mode, "exchange") == 0 && extra > 0)
       run_at_rate(extra, argc > 7);
     else if (strcmp(mode, "hold") != 0)

@@ -15,7 +15,6 @@ OURS, NEAR, PAIR = "ours", "ours same node", "ours second pair"
 MTLS, FULL, PLAIN = "HAProxy mTLS", "HAProxy mTLS full", "HAProxy plain"
 ENVOY, ENVOY_COLD = "Envoy HBONE", "Envoy HBONE cold"
 IDLE_CONNECTIONS = 9500
-HANDSHAKE_PAUSE_MS = 4
 
 
 @dataclass
@@ -114,22 +113,22 @@ def bulk(streams):
     return measure
 
 
-# A full handshake: a connection that needs a new tunnel, less one that does not; one at a time, with the same pause.
+# A full handshake: a connection that needs a new tunnel, less one that does not; one at a time.
 # Ours: the first and the second connection of each pair of pods, with agents that have just started; HAProxy: with a
 # full handshake, and without TLS; Envoy: a connection for each stream, and pooled.
 
-PACED = {"Envoy cold": ENVOY_COLD, "Envoy warm": ENVOY, "HAProxy full": FULL, "HAProxy no TLS": PLAIN}
+SINGLE = {"Envoy cold": ENVOY_COLD, "Envoy warm": ENVOY, "HAProxy full": FULL, "HAProxy no TLS": PLAIN}
 COLD, WARM = "ours cold", "ours warm"
 
 
 def handshake(bench, name):
-    if name in PACED:
-        with bench.loaded(PACED[name], "connect", 1, bench.seconds, HANDSHAKE_PAUSE_MS) as load:
-            cell = bench.counted(PACED[name], load.go)
+    if name in SINGLE:
+        with bench.loaded(SINGLE[name], "connect", 1, bench.seconds) as load:
+            cell = bench.counted(SINGLE[name], load.go)
         return _per(cell, cell["done"])
     bench.stage.restart_agents()  # no tunnels, no sessions to resume
     with contextlib.ExitStack() as held:
-        loads = [held.enter_context(load) for load in bench.stage.sweeps(HANDSHAKE_PAUSE_MS)]
+        loads = [held.enter_context(load) for load in bench.stage.sweeps()]
         if name == WARM:
             for load in loads:
                 load.go()
@@ -238,6 +237,6 @@ ROWS = [
     Row("memory-fresh", "memory of one process, fresh", "MB", PEERS, fresh_memory, (OURS,), 13, 10, kind="fresh"),
     Row("memory-idle", f"memory per idle connection, {IDLE_CONNECTIONS:,} of them", "KiB", PEERS, memory, (OURS,), 5, 3,
         kind="fresh"),
-    Row("handshake", "full mTLS handshake, both sides", "CPU µs", [COLD, WARM, *PACED], handshake, (OURS, MTLS),
+    Row("handshake", "full mTLS handshake, both sides", "CPU µs", [COLD, WARM, *SINGLE], handshake, (OURS, MTLS),
         0.48, 0.35, VERSUS, kind="crowd", derive=handshake_values),
 ]

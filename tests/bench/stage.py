@@ -257,7 +257,7 @@ class Stage:
         return Load(chain.name, chain.pod, [*on(LOAD_CPU), self.load_program, mode, chain.host, chain.web, connections,
                                             *words])
 
-    def crowd(self, size=10):
+    def crowd(self, size=12):
         """More clients and servers in the mesh, so that there are many pairs of pods without a tunnel yet."""
         self.note(f"{size} more clients and {size} more servers")
         self.many = [(self.node1.pod(f"client-{i}", "shop", "curl", {"app": "client"}),
@@ -266,13 +266,13 @@ class Stage:
             self._tune(client)
             self._serve(server)
 
-    def sweeps(self, pause_ms):
+    def sweeps(self):
         """For each client of the crowd a load generator; its go() makes a connection to each address of each server."""
         hosts = ",".join(address for _, server in self.many for address in server.addresses)
         for client, server in self.many:  # enrolled, and with sockets in stock as after their first connection
             self.wait_served(client, self.near.ipv4, WEB)
             self.wait_served(self.client, server.ipv4, WEB)
-        return [Load(client.name, client, [*on(LOAD_CPU), self.load_program, "sweep", hosts, WEB, 1, 0, pause_ms])
+        return [Load(client.name, client, [*on(LOAD_CPU), self.load_program, "sweep", hosts, WEB, 1])
                 for client, _ in self.many]
 
     def iperf(self, chain, streams, seconds):

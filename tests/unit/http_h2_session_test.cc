@@ -563,3 +563,26 @@ TEST_CASE("frames behind a DATA frame that fills the buffer stay inside it") {
     for (auto* stream : streams) CHECK(stream->in.size() == window);
   }
 }
+
+TEST_CASE("a reset behind DATA that fills the buffer to the last bytes waits for the next one") {
+  // Four frames leave 12 bytes; the connection's window then asks a fifth stream, whose source breaks, for one byte.
+  constexpr size_t kOut = 256 * 1024;
+  Wire wire({}, {.stream_window = 65524, .connection_window = 4 * 65524 + 1});
+  std::vector<Stream*> streams;
+  for (int i = 0; i < 5; ++i) streams.push_back(&wire.open());
+  wire.settle();
+  for (size_t i = 0; i < 5; ++i) {
+    auto& source = wire.at_server(*streams[i]);
+    source.out = pattern(i < 4 ? 100'000 : 0);
+    source.break_source = i == 4;
+    wire.server.session.resume(source);
+  }
+  auto exact = std::make_unique<uint8_t[]>(kOut);
+  for (int i = 0; i < 3; ++i) {
+    size_t count = wire.server.session.drain({exact.get(), kOut});
+    REQUIRE(count <= kOut);
+    wire.client.session.feed({exact.get(), count});
+  }
+  wire.settle();
+  CHECK(streams[4]->closed == 1);
+}

@@ -157,7 +157,7 @@ TEST_CASE("streams may be opened while the connection is still being made") {
   tunnel.until([&] { return stream.in == "early"; });
 }
 
-TEST_CASE("an answer that TLS gives by itself does not mix with another connection's records") {
+TEST_CASE("two tunnels of one worker keep their records apart while peers renew their keys") {
   Tunnel one;
   one.connect();
   // The second tunnel shares reactor and buffers with the first, as connections of one worker do.

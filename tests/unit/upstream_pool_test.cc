@@ -194,6 +194,7 @@ TEST_CASE("no socket, no identity and no way there are told to all who wait, and
   world.stock.none(warden::SocketKind::out, {Reason::NO_SOCKET, ""});
   CHECK((first.refusals == 1 && second.refusals == 0 && third.refusals == 1));
   CHECK(third.why == Reason::NO_SOCKET);
+  CHECK(world.pool->groups() == 0);
 
   world.give(4);
   Waiter anonymous;
@@ -201,6 +202,7 @@ TEST_CASE("no socket, no identity and no way there are told to all who wait, and
   without.credential = nullptr;
   CHECK(world.pool->acquire(without, world.key, anonymous) == nullptr);
   CHECK(anonymous.why == Reason::NO_IDENTITY);
+  CHECK(world.pool->groups() == 0);
 
   world.listening.reset();
   Waiter refused;
