@@ -83,7 +83,7 @@ void TcpRelay::abort() {
   server.reset();
 }
 
-void TcpRelay::finish(Error error) {
+void TcpRelay::finish(const Error& error) {
   alive_.reset();
   if (error.reason != Reason::NONE) {
     abort();
@@ -155,7 +155,7 @@ void TunnelRelay::on_close(http::H2Error error, bool processed) {
     why = {Reason::STREAM_RESET, "the peer reset the stream"};
   }
   if (role_ == Role::client && !answered_) return owner_.on_tunnel_refused(why, processed);
-  finish(std::move(why));
+  finish(why);
 }
 
 void TunnelRelay::on_readable(io::TcpEnd&) {
@@ -183,7 +183,7 @@ void TunnelRelay::abort(http::H2Error error) {
   tcp.reset();
 }
 
-void TunnelRelay::finish(Error error) {
+void TunnelRelay::finish(const Error& error) {
   if (done_) return;
   if (error.reason != Reason::NONE) {
     abort(http::H2Error::connect_error);

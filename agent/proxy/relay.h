@@ -48,7 +48,7 @@ class TcpRelay final : private io::TcpEndOwner {
   void on_connected(io::TcpEnd& end, int error) override;
   void on_broken(io::TcpEnd& end) override;
   bool pump(io::TcpEnd& from, io::TcpEnd& to);
-  void finish(Error error);
+  void finish(const Error& error);
 
   io::Reactor& reactor_;
   io::Buffers& buffers_;
@@ -93,7 +93,7 @@ class TunnelRelay final : public http::H2Stream, private io::TcpEndOwner {
   void on_connected(io::TcpEnd& end, int error) override;
   void on_broken(io::TcpEnd& end) override;
   void give_back(size_t bytes);
-  void finish(Error error);
+  void finish(const Error& error);
 
   const Role role_;
   bool flowing_ = false, answered_ = false, closed_ = false, peer_ended_ = false, done_ = false;

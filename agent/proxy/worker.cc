@@ -11,7 +11,7 @@ namespace {
 
 constexpr auto kTick = seconds(1);
 // New connections are refused above this share of the descriptors, and one pod may hold half of them.
-constexpr size_t kRefusePercent = 90;
+constexpr size_t kRefusePercent = 90, kLastPercent = 97;
 
 }  // namespace
 
@@ -226,26 +226,37 @@ void Worker::bury(std::unique_ptr<Session> session) {
 Reason Worker::check_limits(const PodState& pod, int fd) {
   auto used = static_cast<size_t>(fd);
   size_t limit = options.descriptor_limit * kRefusePercent / 100;
+  size_t share = limit / (2 * control.worker_count());
   if (used >= limit) {
-    shed_idle();
-    return Reason::OUT_OF_DESCRIPTORS;
+    shed(share);
+    // The last tenth is for pods that hold little: the room made for them comes a moment later.
+    bool modest = pod.sessions.size() <= share / 4 && used < options.descriptor_limit * kLastPercent / 100;
+    return modest ? Reason::NONE : Reason::OUT_OF_DESCRIPTORS;
   }
   // The fair share binds only when descriptors are getting short and others want some.
   bool scarce = used >= limit / 2 && pods_.size() > 1;
-  size_t share = limit / (2 * control.worker_count());
   return scarce && pod.sessions.size() > share ? Reason::OVER_LIMIT : Reason::NONE;
 }
 
-// The largest user's connections that moved nothing for longest go first.
-void Worker::shed_idle() {
+// Whoever holds more than a fair share loses its oldest connection; workers see only their own, so all are asked.
+void Worker::shed(size_t share) {
+  if (shed_here(share)) return;
+  for (size_t i = 0; i < control.worker_count(); ++i) {
+    if (i == options.number) continue;
+    Worker& other = control.worker(i);
+    other.post([&other, share] { other.shed_here(share); });
+  }
+}
+
+bool Worker::shed_here(size_t share) {
   PodState* largest = nullptr;
   for (auto& [cookie, pod] : pods_) {
     if (largest == nullptr || pod->sessions.size() > largest->sessions.size()) largest = pod.get();
   }
-  if (largest == nullptr) return;
-  if (Session* oldest = largest->sessions.first()) {
-    oldest->abort({Reason::OUT_OF_DESCRIPTORS, "closed to make room: the oldest connection of the pod with most"});
-  }
+  if (largest == nullptr || largest->sessions.size() <= share) return false;
+  largest->sessions.first()->abort(
+      {Reason::OUT_OF_DESCRIPTORS, "closed to make room: the oldest connection of the pod with most"});
+  return true;
 }
 
 void Worker::tick() {

@@ -124,7 +124,8 @@ class Worker {
   void refresh_pod(PodState& pod);
   void forget_left_pods();
   void tick();
-  void shed_idle();
+  void shed(size_t share);
+  bool shed_here(size_t share);
 
   io::Mailbox mailbox_;
   std::unordered_map<uint64_t, std::unique_ptr<PodState>> pods_;

@@ -1,4 +1,5 @@
-// Addresses, socket addresses and prefixes: what is accepted reads back from its own spelling as the same value.
+// Addresses, socket addresses and prefixes: what is accepted reads back from its own spelling as the same
+// value.
 #include "base/addr.h"
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The authority of a CONNECT: accepted only as one spelling of the pod's own address and a port that is not ours.
+// The authority of a CONNECT: accepted only as one spelling of the pod's own address and a port that is not
+// ours.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>

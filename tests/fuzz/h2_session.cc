@@ -1,5 +1,6 @@
-// Bytes from a peer into an HTTP/2 session of either role, cut where the input says, with owners that consume, answer,
-// reset, abandon and break by its bits. Whatever comes: no crash, counts that fit, output that fits its buffer.
+// Bytes from a peer into an HTTP/2 session of either role, cut where the input says, with owners that
+// consume, answer, reset, abandon and break by its bits. Whatever comes: no crash, counts that fit, output
+// that fits its buffer.
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -96,7 +97,8 @@ void run(H2Session::Role role, uint8_t bits, std::span<const uint8_t> bytes) {
     }
   };
   static constexpr char kMagic[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-  if (role == H2Session::Role::server) side.session.feed({reinterpret_cast<const uint8_t*>(kMagic), sizeof kMagic - 1});
+  if (role == H2Session::Role::server)
+    side.session.feed({reinterpret_cast<const uint8_t*>(kMagic), sizeof kMagic - 1});
   send();
   while (!bytes.empty()) {
     size_t count = std::min<size_t>(bytes.size(), bits & 1 ? 4096 : bytes[0] + 1u);

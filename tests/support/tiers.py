@@ -61,7 +61,7 @@ SUMMARY = re.compile(r"test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\
 def doctest(name, folder, env=None):
     """Runs one doctest binary and reads its closing line."""
     path = f"{folder}/tests/nodemesh_{name}_tests"
-    done = subprocess.run([path], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    done = subprocess.run([path], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
                           env={**os.environ, **(env or {})})
     print(done.stdout, end="")
     match = SUMMARY.search(done.stdout)

@@ -132,7 +132,9 @@ std::string literal(std::string_view name, std::string_view value) {
   return out.append(number(name.size())).append(name).append(number(value.size())).append(value);
 }
 
-std::string connect_block() { return literal(":method", "CONNECT") + literal(":authority", "10.0.0.1:80"); }
+std::string connect_block() {
+  return literal(":method", "CONNECT") + literal(":authority", "10.0.0.1:80");
+}
 
 // A server with a client that writes its frames by hand.
 struct Hostile {
@@ -224,10 +226,17 @@ TEST_CASE("a thousand streams in turn leak no window and no count") {
     auto& stream = wire.open();
     stream.out = pattern(40 * 1024);
     switch (i % 4) {
-      case 0: stream.end_after = true; break;
-      case 1: wire.client.session.reset(stream, H2Error::cancel); break;
-      case 2: wire.settle(), wire.server.session.reset(wire.at_server(stream), H2Error::connect_error); break;
-      default: wire.settle(), wire.client.session.abandon(stream, H2Error::cancel);
+      case 0:
+        stream.end_after = true;
+        break;
+      case 1:
+        wire.client.session.reset(stream, H2Error::cancel);
+        break;
+      case 2:
+        wire.settle(), wire.server.session.reset(wire.at_server(stream), H2Error::connect_error);
+        break;
+      default:
+        wire.settle(), wire.client.session.abandon(stream, H2Error::cancel);
     }
     wire.settle();
     if (i % 4 == 0) {
@@ -462,13 +471,15 @@ TEST_CASE("a connection that is quiet for days but for its PINGs is no flood") {
   CHECK(stream.closed == 0);
 }
 
-TEST_CASE("a header block above the limits costs its stream, is told, and leaves count and connection right") {
+TEST_CASE(
+    "a header block above the limits costs its stream, is told, and leaves count and connection right") {
   for (bool many : {false, true}) {
     CAPTURE(many);
     Hostile peer;
     peer.open(1);
     std::string block = connect_block();
-    for (int i = 0; i < (many ? 101 : 16); ++i) block += literal("x-" + std::to_string(i), std::string(many ? 1 : 4000, 'v'));
+    for (int i = 0; i < (many ? 101 : 16); ++i)
+      block += literal("x-" + std::to_string(i), std::string(many ? 1 : 4000, 'v'));
     std::string bytes = frame(1, 0, 3, block.substr(0, 10));
     for (size_t at = 10; at < block.size(); at += 16000) {
       bytes += frame(9, at + 16000 >= block.size() ? 4 : 0, 3, std::string_view(block).substr(at, 16000));
@@ -497,7 +508,8 @@ TEST_CASE("a malformed request costs its stream and leaves the count right") {
 TEST_CASE("an endless header block ends the connection with its reason") {
   Hostile peer;
   REQUIRE(peer.feed(frame(1, 0, 1, connect_block())));
-  std::string indexed = std::string("\x40\x01x\x7f\xa1\x1e", 6) + std::string(4000, 'v');  // into the table, once
+  std::string indexed =
+      std::string("\x40\x01x\x7f\xa1\x1e", 6) + std::string(4000, 'v');  // into the table, once
   REQUIRE(peer.feed(frame(9, 0, 1, indexed)));
   int sent = peer.until_refused([](int) { return frame(9, 0, 1, std::string(16000, '\xbe')); }, 100);
   CHECK(sent < 3);
@@ -518,8 +530,9 @@ TEST_CASE("what is not HTTP/2 and frames that break it are protocol errors") {
     CHECK(!server.session.feed({reinterpret_cast<const uint8_t*>(http1.data()), http1.size()}));
     CHECK(server.session.error().reason == Reason::H2_PROTOCOL);
   }
-  for (const auto& bytes : {frame(8, 0, 0, std::string(4, 0)), frame(6, 0, 0, "short"), frame(4, 0, 1, ""), frame(0, 0, 0, "x"),
-                            frame(9, 4, 1, "x"), frame(1, 4, 2, connect_block()), frame(5, 4, 1, std::string(8, 0))}) {
+  for (const auto& bytes :
+       {frame(8, 0, 0, std::string(4, 0)), frame(6, 0, 0, "short"), frame(4, 0, 1, ""), frame(0, 0, 0, "x"),
+        frame(9, 4, 1, "x"), frame(1, 4, 2, connect_block()), frame(5, 4, 1, std::string(8, 0))}) {
     Hostile peer;
     bool fine = peer.feed(bytes);
     CAPTURE(bytes);
@@ -565,7 +578,8 @@ TEST_CASE("frames behind a DATA frame that fills the buffer stay inside it") {
 }
 
 TEST_CASE("a reset behind DATA that fills the buffer to the last bytes waits for the next one") {
-  // Four frames leave 12 bytes; the connection's window then asks a fifth stream, whose source breaks, for one byte.
+  // Four frames leave 12 bytes; the connection's window then asks a fifth stream, whose source breaks, for
+  // one byte.
   constexpr size_t kOut = 256 * 1024;
   Wire wire({}, {.stream_window = 65524, .connection_window = 4 * 65524 + 1});
   std::vector<Stream*> streams;

@@ -1,4 +1,5 @@
-// HBONE connections over loopback TCP with real certificates: both roles, drain, PING, idle, and how they end.
+// HBONE connections over loopback TCP with real certificates: both roles, drain, PING, idle, and how they
+// end.
 #include <doctest/doctest.h>
 
 #include <openssl/ssl.h>
@@ -34,7 +35,9 @@ struct EchoStream final : H2Stream {
     out.erase(0, count);
     return {count, out.empty() && end_after};
   }
-  void on_close(H2Error with, bool was_processed) override { ++closed, error = with, processed = was_processed; }
+  void on_close(H2Error with, bool was_processed) override {
+    ++closed, error = with, processed = was_processed;
+  }
 
   HboneConnection* connection = nullptr;
   std::string in, out;
@@ -89,14 +92,16 @@ struct Tunnel {
     ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), listening->addr.to_native(native, AF_INET));
     auto ssl = pair.client->connect(pair.client_credential, pair.accepted, "");
     client.ssl = ssl->get();
-    client.connection = std::make_unique<HboneConnection>(H2Session::Role::client, reactor, buffers, std::move(socket),
-                                                          std::move(*ssl), client, client_limits, times[0]);
+    client.connection =
+        std::make_unique<HboneConnection>(H2Session::Role::client, reactor, buffers, std::move(socket),
+                                          std::move(*ssl), client, client_limits, times[0]);
     REQUIRE(client.connection->start());
   }
   void answer() {
     auto ssl = pair.server->accept(pair.server_credential);
-    server.connection = std::make_unique<HboneConnection>(H2Session::Role::server, far, far_buffers, listening->accept(),
-                                                          std::move(*ssl), server, limits, times[1]);
+    server.connection =
+        std::make_unique<HboneConnection>(H2Session::Role::server, far, far_buffers, listening->accept(),
+                                          std::move(*ssl), server, limits, times[1]);
     REQUIRE(server.connection->start());
   }
   void connect() {
@@ -166,12 +171,13 @@ TEST_CASE("two tunnels of one worker keep their records apart while peers renew 
   Peer second_client, second_server;
   Fd socket = socket_v4();
   sockaddr_storage native{};
-  ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), one.listening->addr.to_native(native, AF_INET));
+  ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native),
+            one.listening->addr.to_native(native, AF_INET));
   auto ssl = *one.pair.client->connect(one.pair.client_credential, one.pair.accepted, "");
   second_client.ssl = ssl.get();
-  second_client.connection = std::make_unique<HboneConnection>(H2Session::Role::client, one.reactor, one.buffers,
-                                                               std::move(socket), std::move(ssl), second_client,
-                                                               one.limits, one.times[0]);
+  second_client.connection =
+      std::make_unique<HboneConnection>(H2Session::Role::client, one.reactor, one.buffers, std::move(socket),
+                                        std::move(ssl), second_client, one.limits, one.times[0]);
   REQUIRE(second_client.connection->start());
   second_server.connection = std::make_unique<HboneConnection>(
       H2Session::Role::server, one.far, one.far_buffers, one.listening->accept(),
@@ -192,7 +198,8 @@ TEST_CASE("two tunnels of one worker keep their records apart while peers renew 
     }
     one.until([&] { return echo.in.size() == first && other.in.size() == second; });
   }
-  CHECK((one.client.closed == 0 && one.server.closed == 0 && second_client.closed == 0 && second_server.closed == 0));
+  CHECK((one.client.closed == 0 && one.server.closed == 0 && second_client.closed == 0 &&
+         second_server.closed == 0));
   second_client.connection.reset();
   second_server.connection.reset();
 }
@@ -219,7 +226,8 @@ TEST_CASE("a handshake that never ends is ended by its time, one that is wrong b
   }
   {
     Tunnel tunnel;
-    tunnel.pair.accepted = std::make_shared<const tls::AcceptedPeers>(tls::AcceptedPeers{{"default", "another"}});
+    tunnel.pair.accepted =
+        std::make_shared<const tls::AcceptedPeers>(tls::AcceptedPeers{{"default", "another"}});
     tunnel.dial();
     auto& stream = tunnel.client.open();
     tunnel.answer();
@@ -273,7 +281,8 @@ TEST_CASE("a server that drains lets open streams end, refuses later ones untouc
 }
 
 TEST_CASE("a client without streams leaves after its idle time, a busy one stays") {
-  HboneTimes quick{.ping_interval = milliseconds(10), .ping_timeout = milliseconds(5000), .idle = milliseconds(50)};
+  HboneTimes quick{
+      .ping_interval = milliseconds(10), .ping_timeout = milliseconds(5000), .idle = milliseconds(50)};
   Tunnel tunnel(quick);
   tunnel.connect();
   auto& stream = tunnel.client.open();

@@ -37,13 +37,16 @@ inline void turns(io::Reactor& reactor, int count) {
   for (int i = 0; i < count; ++i) reactor.run_once(milliseconds(1));
 }
 
-inline Fd socket_v4(int flags = SOCK_NONBLOCK) { return Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0)); }
+inline Fd socket_v4(int flags = SOCK_NONBLOCK) {
+  return Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0));
+}
 
 struct Listening {
   Fd fd = socket_v4();
   SockAddr addr;
   explicit Listening(int receive_buffer = 0) {
-    if (receive_buffer > 0) ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    if (receive_buffer > 0)
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     sockaddr_storage native{};
     SockAddr any{Addr::v4(127, 0, 0, 1), 0};
     REQUIRE(::bind(fd.get(), reinterpret_cast<sockaddr*>(&native), any.to_native(native, AF_INET)) == 0);
@@ -66,7 +69,8 @@ inline std::pair<Fd, Fd> tcp_pair(int send_buffer = 0, int receive_buffer = 0) {
   Fd near = socket_v4(0);
   if (send_buffer > 0) ::setsockopt(near.get(), SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer);
   sockaddr_storage native{};
-  REQUIRE(::connect(near.get(), reinterpret_cast<sockaddr*>(&native), listening.addr.to_native(native, AF_INET)) == 0);
+  REQUIRE(::connect(near.get(), reinterpret_cast<sockaddr*>(&native),
+                    listening.addr.to_native(native, AF_INET)) == 0);
   ::fcntl(near.get(), F_SETFL, O_NONBLOCK);
   return {std::move(near), listening.accept()};
 }

@@ -1,4 +1,5 @@
-// What a destination is, whether and how to go there, and which CONNECT authorities are taken: tables of values.
+// What a destination is, whether and how to go there, and which CONNECT authorities are taken: tables of
+// values.
 #include <doctest/doctest.h>
 
 #include "bpf/abi.h"
@@ -9,8 +10,10 @@ using namespace nodemesh::proxy;
 
 namespace {
 
-model::Shared<model::Workload> workload(const std::string& name, const Addr& address, const std::string& node, model::Mesh mesh) {
-  model::Workload made{.uid = name + "-uid", .ns = "shop", .name = name, .service_account = name, .node = node};
+model::Shared<model::Workload> workload(const std::string& name, const Addr& address, const std::string& node,
+                                        model::Mesh mesh) {
+  model::Workload made{
+      .uid = name + "-uid", .ns = "shop", .name = name, .service_account = name, .node = node};
   made.identity = model::spiffe_id("cluster.local", "shop", name);
   made.addresses = {address};
   made.mesh = mesh;
@@ -22,12 +25,14 @@ struct World {
   model::Shared<model::Workload> here = workload("here", Addr::v4(10, 0, 1, 1), "n1", model::Mesh::hbone),
                                  there = workload("there", Addr::v4(10, 0, 2, 1), "n2", model::Mesh::hbone),
                                  plain = workload("plain", Addr::v4(10, 0, 2, 2), "n2", model::Mesh::none),
-                                 unknown = workload("unknown", Addr::v4(10, 0, 3, 3), "n3", model::Mesh::unknown);
+                                 unknown =
+                                     workload("unknown", Addr::v4(10, 0, 3, 3), "n3", model::Mesh::unknown);
   std::shared_ptr<const model::Snapshot> snapshot = make();
   upstream::Balancer balancer{1};
 
   std::shared_ptr<const model::Snapshot> make() const {
-    model::Service service{.ns = "shop", .name = "db", .host = "db.shop.svc.cluster.local", .vips = {Addr::v4(10, 96, 0, 1)}};
+    model::Service service{
+        .ns = "shop", .name = "db", .host = "db.shop.svc.cluster.local", .vips = {Addr::v4(10, 96, 0, 1)}};
     model::ServicePort port{.name = "sql", .port = 5432};
     port.endpoints.push_back({.address = Addr::v4(10, 0, 2, 1), .port = 15432, .workload = there});
     port.usable_v4 = 1;
@@ -72,8 +77,10 @@ TEST_CASE("the way to a destination follows from what is known of it") {
     Transport transport;
   };
   for (auto [dialled, target, transport] :
-       {Case{"10.96.0.1:5432", "10.0.2.1:15432", Transport::hbone}, Case{"10.0.2.1:9", "10.0.2.1:9", Transport::hbone},
-        Case{"10.0.1.1:80", "10.0.1.1:80", Transport::same_node}, Case{"10.0.2.2:80", "10.0.2.2:80", Transport::passthrough},
+       {Case{"10.96.0.1:5432", "10.0.2.1:15432", Transport::hbone},
+        Case{"10.0.2.1:9", "10.0.2.1:9", Transport::hbone},
+        Case{"10.0.1.1:80", "10.0.1.1:80", Transport::same_node},
+        Case{"10.0.2.2:80", "10.0.2.2:80", Transport::passthrough},
         Case{"203.0.113.7:443", "203.0.113.7:443", Transport::passthrough}}) {
     CAPTURE(dialled);
     auto decision = world.decide(dialled);
@@ -95,7 +102,8 @@ TEST_CASE("nobody to serve and a peer of whom nothing is known are refusals that
 
 TEST_CASE("a workload without a policy admits nobody, one with an empty policy everybody") {
   model::Workload server{.ns = "shop", .name = "db"};
-  model::PeerFacts facts{.source_ip = Addr::v4(10, 0, 0, 9), .destination_ip = Addr::v4(10, 0, 2, 1), .destination_port = 80};
+  model::PeerFacts facts{
+      .source_ip = Addr::v4(10, 0, 0, 9), .destination_ip = Addr::v4(10, 0, 2, 1), .destination_port = 80};
   auto none = admit(server, facts);
   CHECK(!none.allow);
   CHECK(none.reason == Reason::POLICY_UNSUPPORTED);
@@ -109,18 +117,30 @@ TEST_CASE("an authority is the pod's own address and a port that is not the mesh
     Reason reason;
   };
   const Addr v4 = Addr::v4(10, 0, 0, 1);
-  for (auto [authority, reason] :
-       {Case{"10.0.0.1:80", Reason::NONE}, Case{"10.0.0.1:1", Reason::NONE}, Case{"10.0.0.1:65535", Reason::NONE},
-        Case{"", Reason::BAD_AUTHORITY}, Case{"10.0.0.1", Reason::BAD_AUTHORITY}, Case{"10.0.0.1:", Reason::BAD_AUTHORITY},
-        Case{"10.0.0.1:0", Reason::BAD_AUTHORITY}, Case{"10.0.0.1:65536", Reason::BAD_AUTHORITY},
-        Case{"10.0.0.1:80:80", Reason::BAD_AUTHORITY}, Case{"user@10.0.0.1:80", Reason::BAD_AUTHORITY},
-        Case{"db.shop.svc.cluster.local:80", Reason::BAD_AUTHORITY}, Case{"10.0.0.1:80/", Reason::BAD_AUTHORITY},
-        Case{"http://10.0.0.1:80", Reason::BAD_AUTHORITY}, Case{" 10.0.0.1:80", Reason::BAD_AUTHORITY},
-        Case{"fd00::1:80", Reason::BAD_AUTHORITY}, Case{"[10.0.0.1]:80", Reason::BAD_AUTHORITY},
-        Case{std::string_view("10.0.0.1:80\0", 12), Reason::BAD_AUTHORITY}, Case{"10.0.0.2:80", Reason::WRONG_DESTINATION},
-        Case{"127.0.0.1:80", Reason::WRONG_DESTINATION}, Case{"0.0.0.0:80", Reason::WRONG_DESTINATION},
-        Case{"[fd00::1]:80", Reason::WRONG_DESTINATION}, Case{"[::1]:80", Reason::WRONG_DESTINATION},
-        Case{"10.0.0.1:15008", Reason::LOOP}, Case{"10.0.0.2:15008", Reason::WRONG_DESTINATION}}) {
+  for (auto [authority, reason] : {Case{"10.0.0.1:80", Reason::NONE},
+                                   Case{"10.0.0.1:1", Reason::NONE},
+                                   Case{"10.0.0.1:65535", Reason::NONE},
+                                   Case{"", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1:", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1:0", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1:65536", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1:80:80", Reason::BAD_AUTHORITY},
+                                   Case{"user@10.0.0.1:80", Reason::BAD_AUTHORITY},
+                                   Case{"db.shop.svc.cluster.local:80", Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.1:80/", Reason::BAD_AUTHORITY},
+                                   Case{"http://10.0.0.1:80", Reason::BAD_AUTHORITY},
+                                   Case{" 10.0.0.1:80", Reason::BAD_AUTHORITY},
+                                   Case{"fd00::1:80", Reason::BAD_AUTHORITY},
+                                   Case{"[10.0.0.1]:80", Reason::BAD_AUTHORITY},
+                                   Case{std::string_view("10.0.0.1:80\0", 12), Reason::BAD_AUTHORITY},
+                                   Case{"10.0.0.2:80", Reason::WRONG_DESTINATION},
+                                   Case{"127.0.0.1:80", Reason::WRONG_DESTINATION},
+                                   Case{"0.0.0.0:80", Reason::WRONG_DESTINATION},
+                                   Case{"[fd00::1]:80", Reason::WRONG_DESTINATION},
+                                   Case{"[::1]:80", Reason::WRONG_DESTINATION},
+                                   Case{"10.0.0.1:15008", Reason::LOOP},
+                                   Case{"10.0.0.2:15008", Reason::WRONG_DESTINATION}}) {
     CAPTURE(authority);
     auto target = parse_connect_authority(authority, v4);
     CHECK((target ? Reason::NONE : target.error().reason) == reason);

@@ -1,4 +1,5 @@
-// Relays over loopback sockets: bytes, ends and resets from one side to the other, in order and never softened.
+// Relays over loopback sockets: bytes, ends and resets from one side to the other, in order and never
+// softened.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -193,9 +194,11 @@ TEST_CASE("the owner may destroy a relay in the call that tells its end") {
 
 namespace {
 
-// Two halves of an HBONE connection with a TunnelRelay on each: application ⇄ relay ⇄ tunnel ⇄ relay ⇄ application.
+// Two halves of an HBONE connection with a TunnelRelay on each: application ⇄ relay ⇄ tunnel ⇄ relay ⇄
+// application.
 struct Half final : http::HboneOwner, RelayOwner {
-  explicit Half(telemetry::Recorder& recorder, telemetry::Direction direction) : record(recorder, direction) {}
+  explicit Half(telemetry::Recorder& recorder, telemetry::Direction direction)
+      : record(recorder, direction) {}
   ~Half() { record.complete(); }
   void on_hbone_request(http::HboneConnection& of, int32_t id, const http::HeaderBlock&, bool) override {
     relay->attach(of);
@@ -228,11 +231,12 @@ struct Tunnelled : Base {
     Fd socket = socket_v4();
     sockaddr_storage native{};
     ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), listening.addr.to_native(native, AF_INET));
-    near.connection = std::make_unique<http::HboneConnection>(http::H2Session::Role::client, reactor, buffers,
-                                                              std::move(socket), std::move(*ssl), near, limits, times);
-    far.connection = std::make_unique<http::HboneConnection>(http::H2Session::Role::server, reactor, buffers,
-                                                             listening.accept(), *pair.server->accept(pair.server_credential),
-                                                             far, limits, times);
+    near.connection =
+        std::make_unique<http::HboneConnection>(http::H2Session::Role::client, reactor, buffers,
+                                                std::move(socket), std::move(*ssl), near, limits, times);
+    far.connection = std::make_unique<http::HboneConnection>(
+        http::H2Session::Role::server, reactor, buffers, listening.accept(),
+        *pair.server->accept(pair.server_credential), far, limits, times);
     REQUIRE(near.connection->start());
     REQUIRE(far.connection->start());
     near.relay = std::make_unique<TunnelRelay>(TunnelRelay::Role::client, reactor, near.record, near);

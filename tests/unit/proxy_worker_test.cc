@@ -1,5 +1,5 @@
-// A worker with pods and their connections: each kind of session from accept to record, and every way in which one,
-// its pod or the worker itself may go while it is in the middle of something.
+// A worker with pods and their connections: each kind of session from accept to record, and every way in
+// which one, its pod or the worker itself may go while it is in the middle of something.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -56,16 +56,30 @@ struct FakeControl final : ControlPort {
 };
 
 warden::Pod pod(uint64_t cookie, const std::string& name, const Addr& address) {
-  return {.cookie = cookie, .uid = name + "-uid", .ns = "default", .name = name, .addresses = {address}, .enrolled = true};
+  return {.cookie = cookie,
+          .uid = name + "-uid",
+          .ns = "default",
+          .name = name,
+          .addresses = {address},
+          .enrolled = true};
 }
 
-model::Shared<model::Workload> workload(const std::string& name, const Addr& address, const std::string& node, bool strict) {
-  model::Workload made{.uid = name + "-uid", .ns = "default", .name = name, .service_account = name,
-                       .identity = spiffe("default", name), .node = node, .addresses = {address},
-                       .workload_name = name, .mesh = model::Mesh::hbone, .enrolled = true};
+model::Shared<model::Workload> workload(const std::string& name, const Addr& address, const std::string& node,
+                                        bool strict) {
+  model::Workload made{.uid = name + "-uid",
+                       .ns = "default",
+                       .name = name,
+                       .service_account = name,
+                       .identity = spiffe("default", name),
+                       .node = node,
+                       .addresses = {address},
+                       .workload_name = name,
+                       .mesh = model::Mesh::hbone,
+                       .enrolled = true};
   model::WorkloadPolicy policy;
   if (strict) {
-    model::Policy deny{{.kind = "AuthorizationPolicy", .ns = "default", .name = "nobody"}, model::Action::deny, false, {{}}};
+    model::Policy deny{
+        {.kind = "AuthorizationPolicy", .ns = "default", .name = "nobody"}, model::Action::deny, false, {{}}};
     policy.policies.push_back({std::make_shared<const model::Policy>(std::move(deny)), {}});
   }
   made.policy = std::make_shared<const model::WorkloadPolicy>(std::move(policy));
@@ -142,7 +156,13 @@ struct World {
   telemetry::AccessLog log{admin};
   telemetry::Denials denials;
   FakeControl control;
-  Worker worker{{.descriptor_limit = 100'000, .seed = 1}, clock, control, metrics.shard(0), log, denials, {"cluster.local"}};
+  Worker worker{{.descriptor_limit = 100'000, .seed = 1},
+                clock,
+                control,
+                metrics.shard(0),
+                log,
+                denials,
+                {"cluster.local"}};
   uint64_t generation = 0;
   bool started = false;
 };
@@ -153,9 +173,11 @@ struct MeshClient final : http::HboneOwner {
     auto [near, far] = tcp_pair();
     connection = std::make_unique<http::HboneConnection>(
         http::H2Session::Role::client, world.worker.reactor, world.worker.buffers, std::move(near),
-        *world.pair.client->connect(world.pair.client_credential, world.pair.accepted, ""), *this, limits, times);
+        *world.pair.client->connect(world.pair.client_credential, world.pair.accepted, ""), *this, limits,
+        times);
     REQUIRE(connection->start());
-    InboundTunnel::begin(world.worker, *world.worker.find_pod(kServerPod), {std::move(far), kServerPod, kClient, kHbone});
+    InboundTunnel::begin(world.worker, *world.worker.find_pod(kServerPod),
+                         {std::move(far), kServerPod, kClient, kHbone});
   }
   ~MeshClient() {
     connection.reset();
@@ -281,8 +303,10 @@ TEST_CASE("what a peer asks wrongly is answered by its status and recorded, and 
     Reason reason;
   };
   for (const auto& [authority, method, status, reason] :
-       {Case{"127.0.0.9:80", "CONNECT", 400, Reason::WRONG_DESTINATION}, Case{"db:80", "CONNECT", 400, Reason::BAD_AUTHORITY},
-        Case{"127.0.0.1:15008", "CONNECT", 400, Reason::LOOP}, Case{"127.0.0.1:1", "CONNECT", 503, Reason::CONNECT_REFUSED},
+       {Case{"127.0.0.9:80", "CONNECT", 400, Reason::WRONG_DESTINATION},
+        Case{"db:80", "CONNECT", 400, Reason::BAD_AUTHORITY},
+        Case{"127.0.0.1:15008", "CONNECT", 400, Reason::LOOP},
+        Case{"127.0.0.1:1", "CONNECT", 503, Reason::CONNECT_REFUSED},
         Case{"127.0.0.1:80", "GET", 400, Reason::BAD_METHOD}}) {
     CAPTURE(authority);
     auto& stream = mesh.open(authority, method);

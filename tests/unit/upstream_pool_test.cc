@@ -78,8 +78,8 @@ struct World {
       Fd fd(listening ? ::accept4(listening->fd.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC) : -1);
       if (!fd) break;
       servers.connections.push_back(std::make_unique<http::HboneConnection>(
-          http::H2Session::Role::server, reactor, buffers, std::move(fd), *pair.server->accept(pair.server_credential),
-          servers, limits, times));
+          http::H2Session::Role::server, reactor, buffers, std::move(fd),
+          *pair.server->accept(pair.server_credential), servers, limits, times));
       REQUIRE(servers.connections.back()->start());
     }
     reactor.run_once(milliseconds(5));
@@ -138,7 +138,8 @@ TEST_CASE("a hundred streams share a connection that is still connecting, the ne
   first->session().abandon(*world.streams[0], http::H2Error::cancel);
   first->schedule_flush();
   world.until([&] { return first->session().open_streams() == 99; });
-  CHECK(world.pool->acquire(world.source, world.key, waiter) == first);  // fullest first, so that others can idle out
+  CHECK(world.pool->acquire(world.source, world.key, waiter) ==
+        first);  // fullest first, so that others can idle out
 }
 
 TEST_CASE("connections are never shared between pods, peers or identities") {
@@ -190,7 +191,8 @@ TEST_CASE("no socket, no identity and no way there are told to all who wait, and
   World world;
   Waiter first, second, third;
   first.then = [&] { world.pool->cancel(second); };
-  for (auto* waiter : {&first, &second, &third}) CHECK(world.pool->acquire(world.source, world.key, *waiter) == nullptr);
+  for (auto* waiter : {&first, &second, &third})
+    CHECK(world.pool->acquire(world.source, world.key, *waiter) == nullptr);
   world.stock.none(warden::SocketKind::out, {Reason::NO_SOCKET, ""});
   CHECK((first.refusals == 1 && second.refusals == 0 && third.refusals == 1));
   CHECK(third.why == Reason::NO_SOCKET);

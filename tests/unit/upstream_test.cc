@@ -48,7 +48,9 @@ struct Asked {
   SocketStock stock{[this](warden::SocketKind kind, uint32_t count) { asks.emplace_back(kind, count); }};
   std::vector<std::pair<warden::SocketKind, uint32_t>> asks;
   Monotonic::time_point now = Monotonic::time_point(seconds(1000));
-  Fd take(Waiter* waiter, warden::SocketKind kind = warden::SocketKind::out) { return stock.take(kind, now, waiter); }
+  Fd take(Waiter* waiter, warden::SocketKind kind = warden::SocketKind::out) {
+    return stock.take(kind, now, waiter);
+  }
 };
 
 std::vector<Fd> some(size_t count) {
@@ -74,7 +76,8 @@ TEST_CASE("every policy chooses only endpoints that exist, and in time each of t
         load.picks += 1;
       }
       CHECK(seen.size() == count);
-      for (uint64_t extreme : {uint64_t{0}, ~uint64_t{0}, uint64_t{0xffffffff}, uint64_t{0xffffffff00000000}}) {
+      for (uint64_t extreme :
+           {uint64_t{0}, ~uint64_t{0}, uint64_t{0xffffffff}, uint64_t{0xffffffff00000000}}) {
         CHECK(lb_function(policy)(port.endpoints, load, extreme) < count);
       }
     }
@@ -153,7 +156,8 @@ TEST_CASE("nothing usable is null, one usable needs no choice, the dialled famil
   CHECK(balancer.pick(service, both, *Addr::parse("fd00::99"), kClient) == &both.endpoints[1]);
 }
 
-TEST_CASE("with affinity a client keeps its endpoint, clients spread, and a lost endpoint moves only its own") {
+TEST_CASE(
+    "with affinity a client keeps its endpoint, clients spread, and a lost endpoint moves only its own") {
   Balancer balancer(3);
   model::Service service{.host = "s.ns.svc.cluster.local", .client_ip_affinity = seconds(10800)};
   auto port = port_with(5);
