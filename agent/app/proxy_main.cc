@@ -1,5 +1,6 @@
-// nodemesh-proxy: the unprivileged process that carries all traffic of a node. The first process of its container is a
-// small supervisor; the second, which this file calls the worker process, gives up every right before it reads a byte.
+// nodemesh-proxy: the unprivileged process that carries all traffic of a node. The first process of its
+// container is a small supervisor; the second, which this file calls the worker process, gives up every right
+// before it reads a byte.
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -8,8 +9,8 @@
 #include <future>
 #include <thread>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include "admin/server.h"
 #include "app/proxy_sources.h"
@@ -49,28 +50,41 @@ std::optional<seconds> parse_lifetime(std::string_view text) {
     number = number * 10 + (digit - '0');
   }
   switch (text.back()) {
-    case 's': return seconds(number);
-    case 'm': return std::chrono::minutes(number);
-    case 'h': return std::chrono::hours(number);
-    default: return std::nullopt;
+    case 's':
+      return seconds(number);
+    case 'm':
+      return std::chrono::minutes(number);
+    case 'h':
+      return std::chrono::hours(number);
+    default:
+      return std::nullopt;
   }
 }
 
 void add_options(CLI::App& app, ProxyConfig& config) {
   app.add_option("--config", config.control.config_dir, "folder of manifests")->required()->type_name("DIR");
   app.add_option("--node", config.control.node, "name of this node")->required()->type_name("NAME");
-  app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")->required()->type_name("DIR");
+  app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")
+      ->required()
+      ->type_name("DIR");
   app.add_option("--workers", config.control.workers, "worker threads")->check(CLI::Range(1, 64));
-  app.add_option("--ca", config.ca, "the certificate authority's socket")->capture_default_str()->type_name("unix:PATH");
-  app.add_option("--trust-domain", config.control.trust_domain, "unless MeshConfig names one")->capture_default_str();
-  app.add_option("--cert-lifetime", config.cert_lifetime, "asked of the authority, e.g. 24h or 30s")->capture_default_str();
+  app.add_option("--ca", config.ca, "the certificate authority's socket")
+      ->capture_default_str()
+      ->type_name("unix:PATH");
+  app.add_option("--trust-domain", config.control.trust_domain, "unless MeshConfig names one")
+      ->capture_default_str();
+  app.add_option("--cert-lifetime", config.cert_lifetime, "asked of the authority, e.g. 24h or 30s")
+      ->capture_default_str();
   app.add_option("--metrics-port", config.metrics_port, "/metrics")->capture_default_str();
   app.add_option("--ready-port", config.ready_port, "/healthz/ready")->capture_default_str();
   app.add_option("--admin-port", config.admin_port, "on loopback only")->capture_default_str();
   app.add_option("--uid", config.uid, "user and group to become")->capture_default_str();
-  app.add_option("--ping-interval-ms", config.ping_interval_ms, "HTTP/2 PING on tunnels")->capture_default_str();
-  app.add_option("--ping-timeout-ms", config.ping_timeout_ms, "without an answer to PING a tunnel is lost")->capture_default_str();
-  app.add_option("--tunnel-idle-ms", config.tunnel_idle_ms, "a tunnel without streams is closed")->capture_default_str();
+  app.add_option("--ping-interval-ms", config.ping_interval_ms, "HTTP/2 PING on tunnels")
+      ->capture_default_str();
+  app.add_option("--ping-timeout-ms", config.ping_timeout_ms, "without an answer to PING a tunnel is lost")
+      ->capture_default_str();
+  app.add_option("--tunnel-idle-ms", config.tunnel_idle_ms, "a tunnel without streams is closed")
+      ->capture_default_str();
   app.add_option("--log-format", config.log_format, "text or json")->check(CLI::IsMember({"text", "json"}));
   app.add_flag("--no-supervisor", config.supervised, "this is the supervised process");
 }
@@ -170,7 +184,8 @@ int run_proxy(ProxyConfig& config) {
   if (auto ok = control.start(); !ok) return cannot_start(ok.error().message);
   auto sources = proxy_sources(control, config.control.node, NODEMESH_VERSION, metrics, denials, clock);
   if (auto ok = admin_thread.start(config, sources); !ok) return cannot_start(ok.error().message);
-  log::info(log::Component::app, "proxy started", {{"node", config.control.node}, {"workers", config.control.workers}});
+  log::info(log::Component::app, "proxy started",
+            {{"node", config.control.node}, {"workers", config.control.workers}});
   reactor.run();
   // A worker may still owe the admin port an answer, so it stops first.
   control.stop_workers();
@@ -184,7 +199,8 @@ int run_proxy(ProxyConfig& config) {
 int main(int argc, char** argv) {
   using namespace nodemesh::app;
   ProxyConfig config;
-  CLI::App app("Carries the traffic of a node's pods: capture, mutual TLS, policy, metrics.", "nodemesh-proxy");
+  CLI::App app("Carries the traffic of a node's pods: capture, mutual TLS, policy, metrics.",
+               "nodemesh-proxy");
   add_options(app, config);
   try {
     app.parse(argc, argv);
@@ -194,7 +210,9 @@ int main(int argc, char** argv) {
     return cannot_start(fmt::format("{}; see nodemesh-proxy --help", error.what()));
   }
   auto lifetime = parse_lifetime(config.cert_lifetime);
-  if (!lifetime) return cannot_start("--cert-lifetime " + config.cert_lifetime + " is not a duration: write 24h, 90m or 30s");
+  if (!lifetime)
+    return cannot_start("--cert-lifetime " + config.cert_lifetime +
+                        " is not a duration: write 24h, 90m or 30s");
   if (!config.ca.starts_with("unix:/")) return cannot_start("--ca " + config.ca + " must be unix:/path");
   config.control.certificate_lifetime = *lifetime;
   config.control.ca_socket = config.ca.substr(5);

@@ -37,10 +37,14 @@ json workload_rows(const proxy::Control& control, const std::string& node) {
   for (const auto& workload : control.snapshot()->workloads()) {
     std::vector<std::string> addresses;
     for (const auto& address : workload->addresses) addresses.push_back(address.to_string());
-    rows.push_back({{"name", workload->name}, {"namespace", workload->ns}, {"addresses", addresses},
-                    {"node", workload->node}, {"identity", workload->identity},
+    rows.push_back({{"name", workload->name},
+                    {"namespace", workload->ns},
+                    {"addresses", addresses},
+                    {"node", workload->node},
+                    {"identity", workload->identity},
                     {"protocol", workload->mesh == model::Mesh::hbone ? "HBONE" : "TCP"},
-                    {"local", workload->node == node}, {"enrolled", workload->enrolled},
+                    {"local", workload->node == node},
+                    {"enrolled", workload->enrolled},
                     {"status", state_of(control.statuses(), "Pod", workload->ns, workload->name)},
                     {"origin", place(workload->origin)}});
   }
@@ -54,14 +58,20 @@ json service_rows(const proxy::Control& control) {
     for (const auto& vip : service->vips) addresses.push_back(vip.to_string());
     size_t endpoints = 0, ready = 0;
     for (const auto& port : service->ports) {
-      json row = {{"name", port.name}, {"port", port.port}, {"protocol", model::protocol_name(port.protocol)}};
+      json row = {
+          {"name", port.name}, {"port", port.port}, {"protocol", model::protocol_name(port.protocol)}};
       if (!port.endpoints.empty()) row["target_port"] = port.endpoints.front().port;
       ports.push_back(std::move(row));
       endpoints = std::max(endpoints, port.endpoints.size());
       ready = std::max<size_t>(ready, port.usable_v4 + port.usable_v6);
     }
-    rows.push_back({{"name", service->name}, {"namespace", service->ns}, {"host", service->host},
-                    {"addresses", addresses}, {"ports", ports}, {"endpoints", endpoints}, {"ready", ready},
+    rows.push_back({{"name", service->name},
+                    {"namespace", service->ns},
+                    {"host", service->host},
+                    {"addresses", addresses},
+                    {"ports", ports},
+                    {"endpoints", endpoints},
+                    {"ready", ready},
                     {"origin", place(service->origin)}});
   }
   return rows;
@@ -74,9 +84,14 @@ json policy_rows(const proxy::Control& control) {
   for (const auto& status : control.statuses()) {
     if (status.kind != "AuthorizationPolicy" && status.kind != "PeerAuthentication") continue;
     rows[{status.kind, status.ns, status.name}] = {
-        {"kind", status.kind}, {"namespace", status.ns}, {"name", status.name},
-        {"scope", status.ns == root ? "mesh" : "namespace"}, {"action", ""}, {"dry_run", false},
-        {"status", kube::state_name(status.state)}, {"origin", fmt::format("{}:{}", status.file, status.line)}};
+        {"kind", status.kind},
+        {"namespace", status.ns},
+        {"name", status.name},
+        {"scope", status.ns == root ? "mesh" : "namespace"},
+        {"action", ""},
+        {"dry_run", false},
+        {"status", kube::state_name(status.state)},
+        {"origin", fmt::format("{}:{}", status.file, status.line)}};
   }
   for (const auto& workload : control.snapshot()->workloads()) {
     if (workload->policy == nullptr) continue;
@@ -120,8 +135,11 @@ json listener_rows(const proxy::Control& control) {
   static constexpr const char* kKinds[] = {"outbound", "inbound", "hbone"};
   json rows = json::array();
   for (const auto& row : control.listeners()) {
-    rows.push_back({{"workload", row.name}, {"namespace", row.ns}, {"kind", kKinds[row.kind]},
-                    {"address", "[::]:" + std::to_string(row.port)}, {"state", "listening"}});
+    rows.push_back({{"workload", row.name},
+                    {"namespace", row.ns},
+                    {"kind", kKinds[row.kind]},
+                    {"address", "[::]:" + std::to_string(row.port)},
+                    {"state", "listening"}});
   }
   return rows;
 }
@@ -131,15 +149,23 @@ json status_object(proxy::Control& control, const std::string& node) {
   for (const auto& status : control.statuses()) {
     for (const auto& problem : status.problems) {
       if (problem.severity != kube::Severity::error) continue;
-      rejected.push_back({{"kind", status.kind}, {"namespace", status.ns}, {"name", status.name},
-                          {"origin", fmt::format("{}:{}", problem.file, problem.line)}, {"field", problem.field},
-                          {"message", problem.message}, {"fix", problem.fix}});
+      rejected.push_back({{"kind", status.kind},
+                          {"namespace", status.ns},
+                          {"name", status.name},
+                          {"origin", fmt::format("{}:{}", problem.file, problem.line)},
+                          {"field", problem.field},
+                          {"message", problem.message},
+                          {"fix", problem.fix}});
     }
   }
   auto reasons = control.not_ready();
-  return {{"node", node}, {"ready", reasons.empty()}, {"reasons", reasons},
-          {"generation", control.snapshot()->generation()}, {"rejected", rejected},
-          {"warden", {{"connected", control.warden_connected()}}}, {"workers", control.workers().size()},
+  return {{"node", node},
+          {"ready", reasons.empty()},
+          {"reasons", reasons},
+          {"generation", control.snapshot()->generation()},
+          {"rejected", rejected},
+          {"warden", {{"connected", control.warden_connected()}}},
+          {"workers", control.workers().size()},
           {"pid", ::getpid()}};
 }
 
@@ -157,7 +183,8 @@ void gather_connections(proxy::Control& control, const Clock& clock, admin::Repl
   for (auto& worker : control.workers()) {
     worker->post([&of = *worker, &clock, gathering] {
       json mine = json::array();
-      of.recorder.for_each_open([&](telemetry::Record& record) { mine.push_back(admin::connection_row(record, clock.now())); });
+      of.recorder.for_each_open(
+          [&](telemetry::Record& record) { mine.push_back(admin::connection_row(record, clock.now())); });
       std::lock_guard lock(gathering->mutex);
       for (auto& row : mine) gathering->rows.push_back(std::move(row));
       if (--gathering->left == 0) gathering->reply(std::move(gathering->rows));
@@ -168,7 +195,8 @@ void gather_connections(proxy::Control& control, const Clock& clock, admin::Repl
 }  // namespace
 
 admin::Sources proxy_sources(proxy::Control& control, const std::string& node, const std::string& version,
-                             const telemetry::Metrics& metrics, const telemetry::Denials& denials, const Clock& clock) {
+                             const telemetry::Metrics& metrics, const telemetry::Denials& denials,
+                             const Clock& clock) {
   auto on_control = [&control](auto make) -> admin::Source {
     return [&control, make](admin::Reply reply) {
       control.post([make, reply = std::move(reply)]() mutable { reply(make()); });
@@ -184,7 +212,8 @@ admin::Sources proxy_sources(proxy::Control& control, const std::string& node, c
   sources.listeners = on_control([&control] { return listener_rows(control); });
   sources.status = on_control([&control, node] { return status_object(control, node); });
   sources.config_dump = on_control([&control] {
-    return json{{"snapshot", translate::to_json(*control.snapshot())}, {"objects", translate::to_json(control.statuses())}};
+    return json{{"snapshot", translate::to_json(*control.snapshot())},
+                {"objects", translate::to_json(control.statuses())}};
   });
   sources.connections = [&control, &clock](admin::Reply reply) {
     control.post([&control, &clock, reply = std::move(reply)]() mutable {
@@ -192,12 +221,14 @@ admin::Sources proxy_sources(proxy::Control& control, const std::string& node, c
     });
   };
   sources.denials = &denials;
-  // The admin thread may wait for the control thread, never the other way round; one that does not answer is a reason.
+  // The admin thread may wait for the control thread, never the other way round; one that does not answer is
+  // a reason.
   sources.not_ready = [&control]() -> std::vector<std::string> {
     auto answer = std::make_shared<std::promise<std::vector<std::string>>>();
     auto future = answer->get_future();
     control.post([&control, answer] { answer->set_value(control.not_ready()); });
-    if (future.wait_for(seconds(1)) != std::future_status::ready) return {"the control thread does not answer"};
+    if (future.wait_for(seconds(1)) != std::future_status::ready)
+      return {"the control thread does not answer"};
     return future.get();
   };
   sources.metrics = [&metrics] { return metrics.render(); };

@@ -19,7 +19,9 @@ std::optional<unsigned> parse_number(std::string_view text, unsigned max) {
 
 }  // namespace
 
-bool Addr::is_v4() const { return std::memcmp(bytes.data(), kV4Prefix.data(), kV4Prefix.size()) == 0; }
+bool Addr::is_v4() const {
+  return std::memcmp(bytes.data(), kV4Prefix.data(), kV4Prefix.size()) == 0;
+}
 
 bool Addr::is_loopback() const {
   if (is_v4()) return bytes[12] == 127;
@@ -27,7 +29,9 @@ bool Addr::is_loopback() const {
   return *this == kLoopback;
 }
 
-bool Addr::is_unspecified() const { return *this == Addr{} || *this == v4(0, 0, 0, 0); }
+bool Addr::is_unspecified() const {
+  return *this == Addr{} || *this == v4(0, 0, 0, 0);
+}
 
 Addr Addr::v4(uint8_t a, uint8_t b, uint8_t c, uint8_t d) {
   return Addr{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d}};
@@ -107,7 +111,8 @@ SockAddr SockAddr::from_native(const sockaddr_storage& native) {
 }
 
 bool Cidr::contains(const Addr& addr) const {
-  // The v4-mapped form lies inside short IPv6 prefixes, ::/0 first; as prefixes of people they hold IPv6 alone.
+  // The v4-mapped form lies inside short IPv6 prefixes, ::/0 first; as prefixes of people they hold IPv6
+  // alone.
   if (bits < 96 && addr.is_v4()) return false;
   unsigned whole = bits / 8, rest = bits % 8;
   if (std::memcmp(network.bytes.data(), addr.bytes.data(), whole) != 0) return false;

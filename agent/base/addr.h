@@ -1,5 +1,5 @@
-// IP addresses, socket addresses and prefixes in one 16-byte form, IPv4 as v4-mapped (RFC 4291 2.5.5.2), so that one
-// code path serves both families. Values; any thread.
+// IP addresses, socket addresses and prefixes in one 16-byte form, IPv4 as v4-mapped (RFC 4291 2.5.5.2), so
+// that one code path serves both families. Values; any thread.
 #pragma once
 
 #include <sys/socket.h>
@@ -37,7 +37,8 @@ struct SockAddr {
   // "10.0.0.1:80" or "[fd00::1]:80".
   std::string to_string() const;
   static std::optional<SockAddr> parse(std::string_view text);
-  // Fills `out` for a socket of `family` (AF_INET6 takes both, v4-mapped; AF_INET only IPv4) and returns its length.
+  // Fills `out` for a socket of `family` (AF_INET6 takes both, v4-mapped; AF_INET only IPv4) and returns its
+  // length.
   socklen_t to_native(sockaddr_storage& out, int family = AF_INET6) const;
   static SockAddr from_native(const sockaddr_storage& native);
 };

@@ -1,5 +1,5 @@
-// Time as a parameter. Code that waits or measures takes a Clock&, so tests can move time by hand; certificates and
-// logs, which speak of calendar time, take the wall side. Thread-safe for reading.
+// Time as a parameter. Code that waits or measures takes a Clock&, so tests can move time by hand;
+// certificates and logs, which speak of calendar time, take the wall side. Thread-safe for reading.
 #pragma once
 
 #include <chrono>
@@ -22,7 +22,9 @@ class Clock {
 class ManualClock final : public Clock {
  public:
   Monotonic::time_point now() const override { return Monotonic::time_point(elapsed_); }
-  WallClock::time_point wall() const override { return start_ + std::chrono::duration_cast<WallClock::duration>(elapsed_); }
+  WallClock::time_point wall() const override {
+    return start_ + std::chrono::duration_cast<WallClock::duration>(elapsed_);
+  }
   void advance(Monotonic::duration by) { elapsed_ += by; }
 
  private:

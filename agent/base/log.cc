@@ -33,7 +33,8 @@ State& state() {
 
 std::string timestamp() {
   auto now = std::chrono::system_clock::now();
-  auto micros = std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch()).count() % 1'000'000;
+  auto micros =
+      std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch()).count() % 1'000'000;
   std::time_t secs = std::chrono::system_clock::to_time_t(now);
   std::tm parts{};
   gmtime_r(&secs, &parts);
@@ -44,14 +45,21 @@ std::string timestamp() {
 }  // namespace
 
 bool enabled(Component component, Level wanted) {
-  return static_cast<int>(wanted) >= state().levels[static_cast<size_t>(component)].load(std::memory_order_relaxed);
+  return static_cast<int>(wanted) >=
+         state().levels[static_cast<size_t>(component)].load(std::memory_order_relaxed);
 }
 void set_level(Component component, Level wanted) {
   state().levels[static_cast<size_t>(component)] = static_cast<int>(wanted);
 }
-Level level(Component component) { return static_cast<Level>(state().levels[static_cast<size_t>(component)].load()); }
-void set_json(bool json) { state().json = json; }
-void set_fd(int fd) { state().fd = fd; }
+Level level(Component component) {
+  return static_cast<Level>(state().levels[static_cast<size_t>(component)].load());
+}
+void set_json(bool json) {
+  state().json = json;
+}
+void set_fd(int fd) {
+  state().fd = fd;
+}
 
 std::optional<Component> parse_component(std::string_view text) {
   for (size_t i = 0; i < kComponents; ++i) {
@@ -65,17 +73,29 @@ std::optional<Level> parse_level(std::string_view text) {
   }
   return std::nullopt;
 }
-std::string_view name(Component component) { return kComponentNames[static_cast<size_t>(component)]; }
-std::string_view name(Level wanted) { return kLevelNames[static_cast<size_t>(wanted)]; }
+std::string_view name(Component component) {
+  return kComponentNames[static_cast<size_t>(component)];
+}
+std::string_view name(Level wanted) {
+  return kLevelNames[static_cast<size_t>(wanted)];
+}
 
 std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (unsigned char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
         if (c < 0x20 || c >= 0x7f) {
           out += fmt::format("\\u{:04x}", c);
@@ -99,13 +119,15 @@ void write(Component component, Level wanted, std::string_view message, std::ini
   if (!enabled(component, wanted)) return;
   std::string line;
   if (state().json) {
-    line = fmt::format(R"({{"time":"{}","level":"{}","component":"{}","message":{})", timestamp(), name(wanted),
-                       name(component), json_string(message));
-    for (const auto& field : fields) line += fmt::format(",{}:{}", json_string(field.key), json_string(field.value));
+    line = fmt::format(R"({{"time":"{}","level":"{}","component":"{}","message":{})", timestamp(),
+                       name(wanted), name(component), json_string(message));
+    for (const auto& field : fields)
+      line += fmt::format(",{}:{}", json_string(field.key), json_string(field.value));
     line += "}\n";
   } else {
     std::string text;
-    for (unsigned char c : message) text += (c < 0x20 || c >= 0x7f) ? fmt::format("\\x{:02x}", c) : std::string(1, static_cast<char>(c));
+    for (unsigned char c : message)
+      text += (c < 0x20 || c >= 0x7f) ? fmt::format("\\x{:02x}", c) : std::string(1, static_cast<char>(c));
     line = fmt::format("{} {} {} {}", timestamp(), name(wanted), name(component), text);
     for (const auto& field : fields) line += fmt::format(" {}={}", field.key, escape(field.value));
     line += '\n';

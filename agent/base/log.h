@@ -1,6 +1,6 @@
-// One line per event to stderr, `time level component message key=value …`, or one JSON object per line. Levels are
-// per component and may be changed at run time from any thread. Never used on the per-request path (telemetry's
-// access log is). Values that came from outside are escaped here.
+// One line per event to stderr, `time level component message key=value …`, or one JSON object per line.
+// Levels are per component and may be changed at run time from any thread. Never used on the per-request path
+// (telemetry's access log is). Values that came from outside are escaped here.
 #pragma once
 
 #include <initializer_list>
@@ -37,14 +37,21 @@ std::optional<Level> parse_level(std::string_view name);
 std::string_view name(Component component);
 std::string_view name(Level level);
 
-void write(Component component, Level level, std::string_view message, std::initializer_list<Field> fields = {});
+void write(Component component, Level level, std::string_view message,
+           std::initializer_list<Field> fields = {});
 
 inline void debug(Component c, std::string_view m, std::initializer_list<Field> f = {}) {
   if (enabled(c, Level::debug)) write(c, Level::debug, m, f);
 }
-inline void info(Component c, std::string_view m, std::initializer_list<Field> f = {}) { write(c, Level::info, m, f); }
-inline void warn(Component c, std::string_view m, std::initializer_list<Field> f = {}) { write(c, Level::warn, m, f); }
-inline void error(Component c, std::string_view m, std::initializer_list<Field> f = {}) { write(c, Level::error, m, f); }
+inline void info(Component c, std::string_view m, std::initializer_list<Field> f = {}) {
+  write(c, Level::info, m, f);
+}
+inline void warn(Component c, std::string_view m, std::initializer_list<Field> f = {}) {
+  write(c, Level::warn, m, f);
+}
+inline void error(Component c, std::string_view m, std::initializer_list<Field> f = {}) {
+  write(c, Level::error, m, f);
+}
 
 // Quotes `text` when it holds anything but printable ASCII without spaces, quotes, `=` and backslashes.
 std::string escape(std::string_view text);

@@ -1,5 +1,5 @@
-// Why something was refused: the C++ face of `enum nm_reason` in bpf/abi.h, and the error type of every fallible
-// function. Values; any thread.
+// Why something was refused: the C++ face of `enum nm_reason` in bpf/abi.h, and the error type of every
+// fallible function. Values; any thread.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ std::string_view reason_text(Reason reason);
 
 struct Error {
   Reason reason = Reason::INTERNAL;
-  std::string message;  // names the object and the fix; may hold peer-supplied bytes, so escape it before a log line
+  std::string
+      message;  // names the object and the fix; may hold peer-supplied bytes, so escape it before a log line
 };
 
 template <class T = void>

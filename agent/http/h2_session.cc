@@ -12,15 +12,18 @@ namespace {
 constexpr size_t kFrameHeader = 9;
 // What HPACK counts per field beside its bytes (RFC 7541 4.1).
 constexpr size_t kFieldOverhead = 32;
-// Rapid reset (CVE-2023-44487): judged once this many requests were seen; a client may reset up to half of them.
+// Rapid reset (CVE-2023-44487): judged once this many requests were seen; a client may reset up to half of
+// them.
 constexpr uint64_t kResetGrace = 500;
-// The longest piece of frames other than DATA that nghttp2 hands out at once is 16 KiB and a header; so much stays
-// free behind every DATA frame, since one may follow it before drain() looks at the room again.
+// The longest piece of frames other than DATA that nghttp2 hands out at once is 16 KiB and a header; so much
+// stays free behind every DATA frame, since one may follow it before drain() looks at the room again.
 constexpr size_t kControlRoom = 24 * 1024;
 // Pieces of one stream's DATA handed over at once; more than that many small frames in a row are rare.
 constexpr size_t kBatchPieces = 64;
 
-std::string_view text(const uint8_t* data, size_t size) { return {reinterpret_cast<const char*>(data), size}; }
+std::string_view text(const uint8_t* data, size_t size) {
+  return {reinterpret_cast<const char*>(data), size};
+}
 
 nghttp2_nv to_nv(const HeaderField& field) {
   auto* name = reinterpret_cast<uint8_t*>(const_cast<char*>(field.name.data()));
@@ -29,7 +32,9 @@ nghttp2_nv to_nv(const HeaderField& field) {
   return {name, value, field.name.size(), field.value.size(), flags};
 }
 
-bool is_work(uint8_t type) { return type == NGHTTP2_DATA || type == NGHTTP2_HEADERS; }
+bool is_work(uint8_t type) {
+  return type == NGHTTP2_DATA || type == NGHTTP2_HEADERS;
+}
 
 }  // namespace
 
@@ -81,8 +86,8 @@ struct H2Callbacks {
     return 0;
   }
 
-  static int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
-                       const uint8_t* value, size_t value_size, uint8_t, void* user) {
+  static int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
+                       size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void* user) {
     auto& me = self(user);
     me.block_bytes_ += name_size + value_size + kFieldOverhead;
     if (me.block_bytes_ > me.limits_.header_bytes || me.block_.used >= me.limits_.header_fields) {
@@ -123,7 +128,8 @@ struct H2Callbacks {
     if (frame->hd.type != NGHTTP2_DATA || (frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) me.deliver();
     bool end = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
     switch (frame->hd.type) {
-      case NGHTTP2_HEADERS: return on_headers_frame(me, session, frame, end);
+      case NGHTTP2_HEADERS:
+        return on_headers_frame(me, session, frame, end);
       case NGHTTP2_DATA:
         if (auto* owner = end ? stream(session, frame->hd.stream_id) : nullptr) owner->on_end();
         return 0;
@@ -143,10 +149,12 @@ struct H2Callbacks {
       case NGHTTP2_RST_STREAM:
         if (me.role_ == H2Session::Role::server && is_early_reset(session, frame->hd.stream_id) &&
             ++me.early_resets_ > kResetGrace && me.early_resets_ * 2 > me.requests_) {
-          return me.fail_session(Reason::H2_FLOOD, "too many streams reset by the peer", H2Error::enhance_your_calm);
+          return me.fail_session(Reason::H2_FLOOD, "too many streams reset by the peer",
+                                 H2Error::enhance_your_calm);
         }
         return 0;
-      default: return 0;
+      default:
+        return 0;
     }
   }
 
@@ -172,9 +180,10 @@ struct H2Callbacks {
     return 0;
   }
 
-  static int on_data(nghttp2_session* session, uint8_t, int32_t id, const uint8_t* data, size_t size, void* user) {
-    // The connection's window is given back at once: only a stream's own window may hold that stream back, else one
-    // stalled reader would stop every other stream of the connection.
+  static int on_data(nghttp2_session* session, uint8_t, int32_t id, const uint8_t* data, size_t size,
+                     void* user) {
+    // The connection's window is given back at once: only a stream's own window may hold that stream back,
+    // else one stalled reader would stop every other stream of the connection.
     nghttp2_session_consume_connection(session, size);
     auto* owner = stream(session, id);
     if (owner == nullptr) {
@@ -192,7 +201,8 @@ struct H2Callbacks {
   // The library judged the peer by itself and says so with its GOAWAY.
   static int on_sent(nghttp2_session*, const nghttp2_frame* frame, void* user) {
     auto& me = self(user);
-    if (frame->hd.type != NGHTTP2_GOAWAY || frame->goaway.error_code == NGHTTP2_NO_ERROR || me.failed_) return 0;
+    if (frame->hd.type != NGHTTP2_GOAWAY || frame->goaway.error_code == NGHTTP2_NO_ERROR || me.failed_)
+      return 0;
     bool flood = frame->goaway.error_code == NGHTTP2_ENHANCE_YOUR_CALM;
     me.failed_ = true;
     me.error_ = {flood ? Reason::H2_FLOOD : Reason::H2_PROTOCOL,
@@ -216,12 +226,14 @@ struct H2Callbacks {
   static ssize_t length(nghttp2_session*, uint8_t, int32_t, int32_t session_window, int32_t stream_window,
                         uint32_t max_frame, void* user) {
     auto limit = static_cast<int64_t>(std::min(self(user).limits_.data_frame, max_frame));
-    return static_cast<ssize_t>(std::max<int64_t>(1, std::min({limit, int64_t{session_window}, int64_t{stream_window}})));
+    return static_cast<ssize_t>(
+        std::max<int64_t>(1, std::min({limit, int64_t{session_window}, int64_t{stream_window}})));
   }
 
-  // The payload goes right behind the place of its frame header; send_data() then writes the header before it.
-  static ssize_t read(nghttp2_session* session, int32_t id, uint8_t*, size_t size, uint32_t* flags, nghttp2_data_source* source,
-                      void* user) {
+  // The payload goes right behind the place of its frame header; send_data() then writes the header before
+  // it.
+  static ssize_t read(nghttp2_session* session, int32_t id, uint8_t*, size_t size, uint32_t* flags,
+                      nghttp2_data_source* source, void* user) {
     auto& me = self(user);
     size_t room = me.out_size_ - me.out_used_;
     if (room < kFrameHeader + size + kControlRoom) return NGHTTP2_ERR_PAUSE;
@@ -235,8 +247,8 @@ struct H2Callbacks {
     return static_cast<ssize_t>(pulled.bytes);
   }
 
-  static int send_data(nghttp2_session*, nghttp2_frame*, const uint8_t* head, size_t size, nghttp2_data_source*,
-                       void* user) {
+  static int send_data(nghttp2_session*, nghttp2_frame*, const uint8_t* head, size_t size,
+                       nghttp2_data_source*, void* user) {
     auto& me = self(user);
     std::memcpy(me.out_ + me.out_used_, head, kFrameHeader);
     me.out_used_ += kFrameHeader + size;
@@ -269,7 +281,8 @@ struct H2Callbacks {
       nghttp2_option_set_no_auto_window_update(made, 1);
       nghttp2_option_set_no_closed_streams(made, 1);
       nghttp2_option_set_peer_max_concurrent_streams(made, 100);
-      // Peers are authenticated and applications do reset connections: our ratio rule judges resets, not a fixed rate.
+      // Peers are authenticated and applications do reset connections: our ratio rule judges resets, not a
+      // fixed rate.
       nghttp2_option_set_stream_reset_rate_limit(made, 1'000'000, 100'000);
       return made;
     }();
@@ -280,7 +293,8 @@ struct H2Callbacks {
 H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
     : owner_(owner), limits_(limits), role_(role) {
   auto make = role == Role::client ? nghttp2_session_client_new2 : nghttp2_session_server_new2;
-  if (make(&session_, H2Callbacks::callbacks(), this, H2Callbacks::options()) != 0) std::abort();  // out of memory
+  if (make(&session_, H2Callbacks::callbacks(), this, H2Callbacks::options()) != 0)
+    std::abort();  // out of memory
   std::vector<nghttp2_settings_entry> settings = {
       {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role == Role::client ? 0 : limits.concurrent_streams},
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, limits.stream_window},
@@ -289,10 +303,13 @@ H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
   };
   if (role == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
   nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings.data(), settings.size());
-  nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0, static_cast<int32_t>(limits.connection_window));
+  nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0,
+                                        static_cast<int32_t>(limits.connection_window));
 }
 
-H2Session::~H2Session() { nghttp2_session_del(session_); }
+H2Session::~H2Session() {
+  nghttp2_session_del(session_);
+}
 
 int H2Session::fail_session(Reason reason, std::string message, H2Error code) {
   failed_ = true;
@@ -329,7 +346,9 @@ size_t H2Session::drain(std::span<uint8_t> out) {
   return out_used_;
 }
 
-bool H2Session::wants_write() const { return nghttp2_session_want_write(session_) != 0; }
+bool H2Session::wants_write() const {
+  return nghttp2_session_want_write(session_) != 0;
+}
 
 bool H2Session::finished() const {
   return nghttp2_session_want_write(session_) == 0 && nghttp2_session_want_read(session_) == 0;
@@ -436,8 +455,12 @@ void H2Session::ping() {
   work_frames_ /= 2;
   nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, nullptr);
 }
-void H2Session::terminate(H2Error error) { nghttp2_session_terminate_session(session_, static_cast<uint32_t>(error)); }
-void H2Session::shutdown_notice() { nghttp2_submit_shutdown_notice(session_); }
+void H2Session::terminate(H2Error error) {
+  nghttp2_session_terminate_session(session_, static_cast<uint32_t>(error));
+}
+void H2Session::shutdown_notice() {
+  nghttp2_submit_shutdown_notice(session_);
+}
 void H2Session::refuse_new_streams() {
   nghttp2_submit_goaway(session_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session_),
                         NGHTTP2_NO_ERROR, nullptr, 0);

@@ -1,7 +1,8 @@
-// One HTTP/2 connection as a sans-I/O state machine over nghttp2: bytes in by feed(), bytes out by drain(), events to
-// the stream's owner. nghttp2 keeps the protocol; this adds our limits (decoded header bytes and fields, control-frame
-// budget, rapid reset, empty frames), flow control by what the owner has really got rid of, and payload that goes from
-// the owner's socket straight into the output buffer. Owned by one connection; one thread.
+// One HTTP/2 connection as a sans-I/O state machine over nghttp2: bytes in by feed(), bytes out by drain(),
+// events to the stream's owner. nghttp2 keeps the protocol; this adds our limits (decoded header bytes and
+// fields, control-frame budget, rapid reset, empty frames), flow control by what the owner has really got rid
+// of, and payload that goes from the owner's socket straight into the output buffer. Owned by one connection;
+// one thread.
 #pragma once
 
 #include <sys/uio.h>
@@ -33,14 +34,14 @@ enum class H2Error : uint32_t {
 };
 
 struct H2Limits {
-  uint32_t concurrent_streams = 200;       // advertised to the peer
-  uint32_t stream_window = 256 * 1024;     // what a stalled stream may make us hold
-  uint32_t connection_window = 16 << 20;   // larger than any stream's, so that no stream can stop the others
-  uint32_t frame_size = 1 << 20;           // accepted from the peer
-  uint32_t data_frame = 64 * 1024;         // sent, if the peer accepts it
-  size_t header_bytes = 60 * 1024;         // decoded, names and values and 32 per field (RFC 9113 10.5.1)
+  uint32_t concurrent_streams = 200;      // advertised to the peer
+  uint32_t stream_window = 256 * 1024;    // what a stalled stream may make us hold
+  uint32_t connection_window = 16 << 20;  // larger than any stream's, so that no stream can stop the others
+  uint32_t frame_size = 1 << 20;          // accepted from the peer
+  uint32_t data_frame = 64 * 1024;        // sent, if the peer accepts it
+  size_t header_bytes = 60 * 1024;        // decoded, names and values and 32 per field (RFC 9113 10.5.1)
   size_t header_fields = 100;
-  size_t control_frames = 1000;            // between two ping(), more than DATA and HEADERS frames account for
+  size_t control_frames = 1000;  // between two ping(), more than DATA and HEADERS frames account for
 };
 
 // A header block while it is being handled. The views of `fields` die with the call that hands it out.
@@ -59,8 +60,8 @@ struct HeaderField {
   bool once = false;  // differs every time: keep it out of the compression table
 };
 
-// The owner of one stream. Calls come from feed() and drain() of its session; it may reset its stream but must not
-// destroy the session within one.
+// The owner of one stream. Calls come from feed() and drain() of its session; it may reset its stream but
+// must not destroy the session within one.
 class H2Stream {
  public:
   struct Pull {
@@ -70,14 +71,14 @@ class H2Stream {
   };
 
   virtual void on_headers(const HeaderBlock& headers, bool end) = 0;  // a response, or trailers
-  // What came for this stream in a row, in pieces that stay valid only during the call. Give the bytes back with
-  // consume() once they are passed on.
+  // What came for this stream in a row, in pieces that stay valid only during the call. Give the bytes back
+  // with consume() once they are passed on.
   virtual void on_data(std::span<const iovec> pieces, size_t bytes) = 0;
   virtual void on_end() = 0;  // END_STREAM came
   // Fill `out`; nothing and no end means: ask again after resume().
   virtual Pull pull(std::span<uint8_t> out) = 0;
-  // The stream is over, cleanly (none) or not; no call follows. `processed`: false when the peer surely did not look
-  // at it (REFUSED_STREAM, or above the last id of GOAWAY).
+  // The stream is over, cleanly (none) or not; no call follows. `processed`: false when the peer surely did
+  // not look at it (REFUSED_STREAM, or above the last id of GOAWAY).
   virtual void on_close(H2Error error, bool processed) = 0;
 
   int32_t stream_id() const { return id_; }
@@ -89,19 +90,20 @@ class H2Stream {
   friend class H2Session;
   friend struct H2Callbacks;
   int32_t id_ = -1;
-  bool answered_ = false;      // server: the peer has been sent the response's header
+  bool answered_ = false;     // server: the peer has been sent the response's header
   H2Stream* next_ = nullptr;  // the session's list of streams with an owner
   H2Stream* previous_ = nullptr;
 };
 
 class H2SessionOwner {
  public:
-  // A request, with `end` one without a body. Give it an owner by accept() within the call, or answer or reset it.
+  // A request, with `end` one without a body. Give it an owner by accept() within the call, or answer or
+  // reset it.
   virtual void on_request(int32_t id, const HeaderBlock& headers, bool end) = 0;
   virtual void on_request_refused(const Error&) {}  // its header block was too large; the stream is reset
-  virtual void on_goaway() {}          // no new streams on this connection
+  virtual void on_goaway() {}                       // no new streams on this connection
   virtual void on_ping_ack() {}
-  virtual void on_settings() {}        // the peer's first SETTINGS arrived
+  virtual void on_settings() {}  // the peer's first SETTINGS arrived
 
  protected:
   ~H2SessionOwner() = default;
@@ -117,8 +119,8 @@ class H2Session {
 
   // Parses; false when the connection must be closed (error() says why; drain() once more for the GOAWAY).
   bool feed(std::span<const uint8_t> bytes);
-  // Serialises what is due into `out` (at least kDrainRoom) and returns how much; less than `out.size() - kDrainRoom`
-  // means that nothing more is due.
+  // Serialises what is due into `out` (at least kDrainRoom) and returns how much; less than `out.size() -
+  // kDrainRoom` means that nothing more is due.
   static constexpr size_t kDrainRoom = 96 * 1024;
   size_t drain(std::span<uint8_t> out);
   bool wants_write() const;
@@ -142,12 +144,13 @@ class H2Session {
   void consume(H2Stream& stream, size_t bytes);
   // Tells every owner that its stream is over (internal_error): the connection is lost.
   void close_all(bool processed);
-  // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection that is
-  // quiet for days exchanges more of them than a flood has.
+  // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection
+  // that is quiet for days exchanges more of them than a flood has.
   void ping();
   // Ends the connection: GOAWAY with the last stream handled, after which nothing is read or written.
   void terminate(H2Error error);
-  // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, and a round trip later the last stream.
+  // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, and a round trip later the last
+  // stream.
   void shutdown_notice();
   void refuse_new_streams();
 

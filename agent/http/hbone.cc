@@ -20,7 +20,8 @@ constexpr size_t kMaxDiscarded = 1 << 20;
 }  // namespace
 
 HboneConnection::HboneConnection(H2Session::Role role, io::Reactor& reactor, io::Buffers& buffers, Fd fd,
-                                 tls::SslPtr ssl, HboneOwner& owner, const H2Limits& limits, const HboneTimes& times)
+                                 tls::SslPtr ssl, HboneOwner& owner, const H2Limits& limits,
+                                 const HboneTimes& times)
     : role_(role),
       state_(role == H2Session::Role::client ? State::connecting : State::handshaking),
       reactor_(reactor),
@@ -54,8 +55,12 @@ Result<> HboneConnection::start() {
   return {};
 }
 
-const char* HboneConnection::tls_version() const { return SSL_get_version(tls_.ssl()); }
-const char* HboneConnection::tls_cipher() const { return SSL_get_cipher_name(tls_.ssl()); }
+const char* HboneConnection::tls_version() const {
+  return SSL_get_version(tls_.ssl());
+}
+const char* HboneConnection::tls_cipher() const {
+  return SSL_get_cipher_name(tls_.ssl());
+}
 
 void HboneConnection::on_events(uint32_t events) {
   if (state_ == State::lingering) return discard();
@@ -64,7 +69,8 @@ void HboneConnection::on_events(uint32_t events) {
   if (events & (EPOLLIN | kEnded)) tls_.mark_readable((events & kEnded) != 0);
   if (state_ == State::connecting && !finish_connect(events)) return;
   // A server has nothing to do, and no buffer to spend, before the peer's first byte.
-  if (state_ == State::handshaking && role_ == H2Session::Role::server && !(events & ~uint32_t{EPOLLOUT})) return;
+  if (state_ == State::handshaking && role_ == H2Session::Role::server && !(events & ~uint32_t{EPOLLOUT}))
+    return;
   if (state_ == State::handshaking && !advance_handshake()) return;
   if ((events & EPOLLOUT) && tls_.blocked()) {
     if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
@@ -98,7 +104,8 @@ bool HboneConnection::advance_handshake() {
     failure = tls::handshake_error(tls_.ssl());
     if (failure.reason == Reason::NONE) failure.reason = Reason::TLS_FAILED;
   }
-  if (!tls_.flush() && failure.reason == Reason::NONE) failure = {Reason::TLS_FAILED, "the peer closed the connection"};
+  if (!tls_.flush() && failure.reason == Reason::NONE)
+    failure = {Reason::TLS_FAILED, "the peer closed the connection"};
   if (failure.reason == Reason::NONE && peer_ == nullptr) return false;
   owner_.on_hbone_handshake(*this, failure, Monotonic::now() - started_);
   if (failure.reason != Reason::NONE) {
@@ -123,7 +130,8 @@ void HboneConnection::receive() {
       return flush();  // the GOAWAY that says why
     }
     if (state == tls::Stream::State::failed) return close({Reason::TUNNEL_LOST, "the TLS connection broke"});
-    if (state == tls::Stream::State::closed) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
+    if (state == tls::Stream::State::closed)
+      return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
     if (drained) break;
     if (taken >= kTurnBudget) {
       // Events that come while this is posted leave it to this, or each would begin a share of its own.
@@ -155,7 +163,8 @@ void HboneConnection::flush() {
   }
   if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
   if (session_->open_streams() > 0) busy_at_ = reactor_.now();
-  bool drained = draining_ && (refusing_ || role_ == H2Session::Role::client) && session_->open_streams() == 0;
+  bool drained =
+      draining_ && (refusing_ || role_ == H2Session::Role::client) && session_->open_streams() == 0;
   if ((drained && !tls_.blocked()) || session_->finished()) close(session_->error());
 }
 
@@ -172,7 +181,9 @@ void HboneConnection::on_request(int32_t id, const HeaderBlock& headers, bool en
   owner_.on_hbone_request(*this, id, headers, end);
 }
 
-void HboneConnection::on_request_refused(const Error& error) { owner_.on_hbone_request_refused(*this, error); }
+void HboneConnection::on_request_refused(const Error& error) {
+  owner_.on_hbone_request_refused(*this, error);
+}
 
 void HboneConnection::on_goaway() {
   if (std::exchange(draining_, true)) return;
@@ -195,7 +206,8 @@ void HboneConnection::drain() {
 
 void HboneConnection::verify_again(tls::Verifier& verifier, tls::PeerRole peer_role) {
   if (state_ != State::open) return;
-  auto verified = verifier.verify(SSL_get0_peer_certificate(tls_.ssl()), SSL_get_peer_cert_chain(tls_.ssl()), peer_role);
+  auto verified =
+      verifier.verify(SSL_get0_peer_certificate(tls_.ssl()), SSL_get_peer_cert_chain(tls_.ssl()), peer_role);
   if (!verified) close(verified.error());
 }
 
@@ -262,7 +274,8 @@ void HboneConnection::tick_open() {
     return close({Reason::PING_TIMEOUT, "no answer to PING"});
   }
   // A connection that lasts is worth resuming; sealing a ticket costs a sixth of a handshake.
-  if (role_ == H2Session::Role::server && peer_->alpn == tls::Alpn::nm1 && !std::exchange(ticket_sent_, true)) {
+  if (role_ == H2Session::Role::server && peer_->alpn == tls::Alpn::nm1 &&
+      !std::exchange(ticket_sent_, true)) {
     tls::send_ticket(tls_.ssl());
     if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
   }

@@ -1,7 +1,8 @@
-// One HBONE connection: TCP, TLS and HTTP/2 driven by the worker's reactor, the same object for both roles. Everything
-// that became ready in a turn is gathered into few TLS records and one send at its end; everything that one recv
-// brought is handed on stream by stream. It holds no buffer while it is idle. It ends itself on errors, lost peers
-// (PING), and when a drain is complete; its owner learns of it once and destroys it. Worker thread only.
+// One HBONE connection: TCP, TLS and HTTP/2 driven by the worker's reactor, the same object for both roles.
+// Everything that became ready in a turn is gathered into few TLS records and one send at its end; everything
+// that one recv brought is handed on stream by stream. It holds no buffer while it is idle. It ends itself on
+// errors, lost peers (PING), and when a drain is complete; its owner learns of it once and destroys it.
+// Worker thread only.
 #pragma once
 
 #include <memory>
@@ -30,15 +31,17 @@ class HboneConnection;
 class HboneOwner {
  public:
   // Server: a request stream; see H2SessionOwner::on_request.
-  virtual void on_hbone_request(HboneConnection& connection, int32_t id, const HeaderBlock& headers, bool end) = 0;
+  virtual void on_hbone_request(HboneConnection& connection, int32_t id, const HeaderBlock& headers,
+                                bool end) = 0;
   // Server: a request that never became one, for its header block; its stream is reset already.
   virtual void on_hbone_request_refused(HboneConnection&, const Error&) {}
   // The handshake is done (`error` NONE) or failed; for metrics. `took` since the connection object was made.
-  virtual void on_hbone_handshake(HboneConnection& connection, const Error& error, Monotonic::duration took) = 0;
+  virtual void on_hbone_handshake(HboneConnection& connection, const Error& error,
+                                  Monotonic::duration took) = 0;
   // Take no new streams on it (GOAWAY, drain, lost trust).
   virtual void on_hbone_draining(HboneConnection& connection) = 0;
-  // It is over and no call follows; its streams have been told. The owner destroys it, at the earliest after this call
-  // has returned to the reactor.
+  // It is over and no call follows; its streams have been told. The owner destroys it, at the earliest after
+  // this call has returned to the reactor.
   virtual void on_hbone_closed(HboneConnection& connection, const Error& error) = 0;
 
  protected:
@@ -69,7 +72,9 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   // Asks for a flush at the end of this turn; after open(), respond(), resume(), reset(), consume().
   void schedule_flush() { flush_.schedule(reactor_); }
   // The peer's certificate has run out: its open streams may end in peace, new ones need a new connection.
-  bool peer_expired(WallClock::time_point now) const { return peer_ != nullptr && now >= peer_->identity->not_after; }
+  bool peer_expired(WallClock::time_point now) const {
+    return peer_ != nullptr && now >= peer_->identity->not_after;
+  }
   // No new streams; GOAWAY now, close when the open ones have ended.
   void drain();
   // After the roots have changed: ends the connection if the peer's chain does not verify any more.
@@ -96,7 +101,8 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
 
   const H2Session::Role role_;
   State state_;
-  bool draining_ = false, refusing_ = false, ping_sent_ = false, ticket_sent_ = false, closing_ = false, again_ = false;
+  bool draining_ = false, refusing_ = false, ping_sent_ = false, ticket_sent_ = false, closing_ = false,
+       again_ = false;
   io::Reactor& reactor_;
   io::Buffers& buffers_;
   HboneOwner& owner_;

@@ -1,6 +1,5 @@
 #include "io/mailbox.h"
 
-
 #include <sys/eventfd.h>
 
 #include <cstdlib>
@@ -12,7 +11,9 @@ Mailbox::Mailbox(Reactor& reactor) : reactor_(reactor), event_(::eventfd(0, EFD_
   if (!reactor_.add(event_.get(), *this, EPOLLIN)) std::abort();
 }
 
-Mailbox::~Mailbox() { reactor_.remove(event_.get(), *this); }
+Mailbox::~Mailbox() {
+  reactor_.remove(event_.get(), *this);
+}
 
 void Mailbox::post(std::move_only_function<void()> work) {
   bool first;

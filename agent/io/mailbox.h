@@ -1,5 +1,5 @@
-// The way into another thread: closures queued from any thread and run on the reactor's thread in order. The only
-// lock between threads; nothing on the per-byte path uses it.
+// The way into another thread: closures queued from any thread and run on the reactor's thread in order. The
+// only lock between threads; nothing on the per-byte path uses it.
 #pragma once
 
 #include <functional>

@@ -101,7 +101,8 @@ void Reactor::fire_timers() {
   }
 }
 
-// Work that schedules more work (or itself) in the course of this runs in the next turn, which then does not wait.
+// Work that schedules more work (or itself) in the course of this runs in the next turn, which then does not
+// wait.
 void Reactor::run_deferred() {
   size_t count = deferred_.size();
   for (size_t i = 0; i < count; ++i) {

@@ -1,9 +1,10 @@
-// One thread's event loop: descriptors (edge-triggered epoll), timers, and work deferred to the end of a turn. Each
-// worker, the control thread and the admin thread own one. Not thread-safe; other threads reach it through a Mailbox.
+// One thread's event loop: descriptors (edge-triggered epoll), timers, and work deferred to the end of a
+// turn. Each worker, the control thread and the admin thread own one. Not thread-safe; other threads reach it
+// through a Mailbox.
 //
-// A turn is: wait, handle events, run what was posted, fire due timers, run end-of-turn work. Handlers may remove
-// and destroy themselves and each other during a turn: removal only marks the slot, and a removed handler gets no
-// further call, not even for events already fetched.
+// A turn is: wait, handle events, run what was posted, fire due timers, run end-of-turn work. Handlers may
+// remove and destroy themselves and each other during a turn: removal only marks the slot, and a removed
+// handler gets no further call, not even for events already fetched.
 #pragma once
 
 #include <sys/epoll.h>
@@ -73,8 +74,8 @@ class Reactor {
   Reactor(const Reactor&) = delete;
   Reactor& operator=(const Reactor&) = delete;
 
-  // Registers `fd` once, edge-triggered, for `events` (default: everything). The caller keeps both alive until
-  // remove(). Handler calls come with what epoll reported; read until EAGAIN or a short read.
+  // Registers `fd` once, edge-triggered, for `events` (default: everything). The caller keeps both alive
+  // until remove(). Handler calls come with what epoll reported; read until EAGAIN or a short read.
   Result<> add(int fd, EventHandler& handler, uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   // Call before closing `fd` or destroying `handler`. With `closing` the kernel's entry is left to close(2).
   void remove(int fd, EventHandler& handler, bool closing = false);

@@ -16,13 +16,15 @@ int family_of(int fd) {
 SockAddr local_address(int fd) {
   sockaddr_storage native{};
   socklen_t size = sizeof native;
-  return ::getsockname(fd, reinterpret_cast<sockaddr*>(&native), &size) == 0 ? SockAddr::from_native(native) : SockAddr{};
+  return ::getsockname(fd, reinterpret_cast<sockaddr*>(&native), &size) == 0 ? SockAddr::from_native(native)
+                                                                             : SockAddr{};
 }
 
 SockAddr peer_address(int fd) {
   sockaddr_storage native{};
   socklen_t size = sizeof native;
-  return ::getpeername(fd, reinterpret_cast<sockaddr*>(&native), &size) == 0 ? SockAddr::from_native(native) : SockAddr{};
+  return ::getpeername(fd, reinterpret_cast<sockaddr*>(&native), &size) == 0 ? SockAddr::from_native(native)
+                                                                             : SockAddr{};
 }
 
 int take_error(int fd) {
@@ -39,9 +41,12 @@ void close_with_reset(Fd& fd) {
 
 Reason connect_reason(int error) {
   switch (error) {
-    case ECONNREFUSED: return Reason::CONNECT_REFUSED;
-    case ETIMEDOUT: return Reason::CONNECT_TIMEOUT;
-    default: return Reason::CONNECT_FAILED;
+    case ECONNREFUSED:
+      return Reason::CONNECT_REFUSED;
+    case ETIMEDOUT:
+      return Reason::CONNECT_TIMEOUT;
+    default:
+      return Reason::CONNECT_FAILED;
   }
 }
 

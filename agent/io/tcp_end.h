@@ -1,5 +1,6 @@
-// One TCP socket of a relay: edge-triggered reads on demand, writes that keep what the kernel does not take, half
-// close in order. It holds no buffer unless its peer is slower than ours. Owned by a session; worker thread only.
+// One TCP socket of a relay: edge-triggered reads on demand, writes that keep what the kernel does not take,
+// half close in order. It holds no buffer unless its peer is slower than ours. Owned by a session; worker
+// thread only.
 #pragma once
 
 #include <sys/uio.h>
@@ -26,7 +27,8 @@ class TcpEndOwner {
   virtual void on_drained(TcpEnd& end, size_t bytes) = 0;
   // A connect() ended; 0 or an errno.
   virtual void on_connected(TcpEnd& end, int error) = 0;
-  // The peer reset the connection, or the network broke it. Not called after a read() or write() told already.
+  // The peer reset the connection, or the network broke it. Not called after a read() or write() told
+  // already.
   virtual void on_broken(TcpEnd& end) = 0;
 
  protected:
@@ -48,16 +50,18 @@ class TcpEnd final : private EventHandler {
 
   // Takes over a connected non-blocking socket.
   Result<> adopt(Fd fd);
-  // Takes over a fresh non-blocking socket and connects it to `to`, from `from` if that is set (port 0: any). Returns
-  // 0 when it is connected already (usual on this node), EINPROGRESS when on_connected follows, else an errno.
+  // Takes over a fresh non-blocking socket and connects it to `to`, from `from` if that is set (port 0: any).
+  // Returns 0 when it is connected already (usual on this node), EINPROGRESS when on_connected follows, else
+  // an errno.
   int connect(Fd fd, const SockAddr& to, const SockAddr* from, int family);
 
   bool is_open() const { return static_cast<bool>(fd_); }
   bool readable() const { return readable_; }
   // `bytes` may be non-zero with any status.
   Read read(std::span<uint8_t> out);
-  // Sends the pieces; what the kernel does not take, and all before there is a connected socket, is kept and goes first. Returns how much has left us, or nothing
-  // is kept and the connection is broken(). `total` is the sum of the pieces.
+  // Sends the pieces; what the kernel does not take, and all before there is a connected socket, is kept and
+  // goes first. Returns how much has left us, or nothing is kept and the connection is broken(). `total` is
+  // the sum of the pieces.
   size_t write(std::span<const iovec> pieces, size_t total);
   size_t kept() const { return kept_ ? kept_->size() - kept_sent_ : 0; }
   size_t held() const { return kept_ ? kept_->capacity() : 0; }  // bytes of memory for that

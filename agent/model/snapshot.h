@@ -18,8 +18,8 @@ namespace nodemesh::model {
 
 // MeshConfig's access log settings.
 struct AccessLog {
-  std::string file;    // "/dev/stdout"; empty = off
-  bool json = false;   // accessLogEncoding: JSON
+  std::string file;   // "/dev/stdout"; empty = off
+  bool json = false;  // accessLogEncoding: JSON
 
   bool operator==(const AccessLog&) const = default;
 };

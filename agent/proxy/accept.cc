@@ -19,14 +19,20 @@ constexpr int kBurst = 64;
 }  // namespace
 
 Listener::Listener(Worker& worker, PodState& pod, nm_listener kind, Fd fd)
-    : worker_(worker), pod_(pod), kind_(kind), fd_(std::move(fd)), port_(io::local_address(fd_.get()).port),
+    : worker_(worker),
+      pod_(pod),
+      kind_(kind),
+      fd_(std::move(fd)),
+      port_(io::local_address(fd_.get()).port),
       more_([this] { on_events(EPOLLIN); }) {
   if (auto added = worker_.reactor.add(fd_.get(), *this, EPOLLIN); !added) {
     log::error(log::Component::proxy, "listener cannot be watched", {{"error", added.error().message}});
   }
 }
 
-Listener::~Listener() { worker_.reactor.remove(fd_.get(), *this); }
+Listener::~Listener() {
+  worker_.reactor.remove(fd_.get(), *this);
+}
 
 void Listener::on_events(uint32_t) {
   for (int i = 0; i < kBurst; ++i) {
@@ -40,7 +46,8 @@ void Listener::on_events(uint32_t) {
       return;
     }
     if (Reason limit = worker_.check_limits(pod_, fd.get()); limit != Reason::NONE) {
-      auto direction = kind_ == NM_LISTENER_OUTBOUND ? telemetry::Direction::outbound : telemetry::Direction::inbound;
+      auto direction =
+          kind_ == NM_LISTENER_OUTBOUND ? telemetry::Direction::outbound : telemetry::Direction::inbound;
       worker_.recorder.metrics.total(direction, telemetry::Path::plaintext, limit).add();
       io::close_with_reset(fd);
       continue;
@@ -52,15 +59,21 @@ void Listener::on_events(uint32_t) {
 }
 
 void Listener::take(Accepted accepted) {
-  // Somebody found the listener's own ephemeral port: nothing was captured or steered, so there is no destination.
+  // Somebody found the listener's own ephemeral port: nothing was captured or steered, so there is no
+  // destination.
   if (accepted.local.port == port_) {
-    worker_.recorder.metrics.total(telemetry::Direction::inbound, telemetry::Path::plaintext, Reason::UNPUBLISHED).add();
+    worker_.recorder.metrics
+        .total(telemetry::Direction::inbound, telemetry::Path::plaintext, Reason::UNPUBLISHED)
+        .add();
     return io::close_with_reset(accepted.fd);
   }
   switch (kind_) {
-    case NM_LISTENER_OUTBOUND: return OutboundSession::begin(worker_, std::move(accepted));
-    case NM_LISTENER_HBONE: return InboundTunnel::begin(worker_, pod_, std::move(accepted));
-    default: return PlaintextSession::begin(worker_, pod_, std::move(accepted));
+    case NM_LISTENER_OUTBOUND:
+      return OutboundSession::begin(worker_, std::move(accepted));
+    case NM_LISTENER_HBONE:
+      return InboundTunnel::begin(worker_, pod_, std::move(accepted));
+    default:
+      return PlaintextSession::begin(worker_, pod_, std::move(accepted));
   }
 }
 

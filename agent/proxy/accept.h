@@ -1,6 +1,7 @@
-// The first step: takes connections from one of a pod's three listeners and says what they are. The outbound listener
-// yields captured connections of the pod's applications with the address they dialled, the inbound one plaintext from
-// elsewhere with the application's address, the HBONE one peers of the mesh. Worker thread only.
+// The first step: takes connections from one of a pod's three listeners and says what they are. The outbound
+// listener yields captured connections of the pod's applications with the address they dialled, the inbound
+// one plaintext from elsewhere with the application's address, the HBONE one peers of the mesh. Worker thread
+// only.
 #pragma once
 
 #include <utility>
@@ -18,8 +19,9 @@ struct PodState;
 struct Accepted {
   Fd fd;
   uint64_t pod_cookie = 0;
-  SockAddr peer;   // who connected
-  SockAddr local;  // outbound: what the client dialled; inbound: where the application listens; HBONE: podIP:15008
+  SockAddr peer;  // who connected
+  SockAddr
+      local;  // outbound: what the client dialled; inbound: where the application listens; HBONE: podIP:15008
 };
 
 class Listener final : private io::EventHandler {

@@ -14,7 +14,8 @@ std::shared_ptr<const std::string> identity_of(const model::Shared<model::Worklo
   return {workload, &workload->identity};
 }
 
-int connect_application(io::TcpEnd& end, Fd socket, const SockAddr& target, const Addr& client, const PodState& pod) {
+int connect_application(io::TcpEnd& end, Fd socket, const SockAddr& target, const Addr& client,
+                        const PodState& pod) {
   // A pod that calls itself through a Service keeps its own address; binding it would clash with its sockets.
   bool borrow = pod.info.source_kept && client.is_v4() == target.ip.is_v4() && client != target.ip;
   SockAddr from{client, 0};
@@ -22,7 +23,8 @@ int connect_application(io::TcpEnd& end, Fd socket, const SockAddr& target, cons
 }
 
 bool is_own_listener(const PodState& pod, const SockAddr& target) {
-  return target.port == NM_HBONE_PORT || std::ranges::find(pod.listener_ports, target.port) != pod.listener_ports.end();
+  return target.port == NM_HBONE_PORT ||
+         std::ranges::find(pod.listener_ports, target.port) != pod.listener_ports.end();
 }
 
 std::string make_traceparent(std::mt19937_64& random) {
@@ -39,13 +41,15 @@ std::string make_traceparent(std::mt19937_64& random) {
 std::string baggage_of(const model::Workload& workload) {
   std::string_view type = workload.workload_type;
   bool known = type == "deployment" || type == "job" || type == "cronjob";
-  return fmt::format("k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.{}.name={},service.name={},service.version={}",
-                     workload.ns, known ? type : "pod", known ? workload.workload_name : workload.name,
-                     workload.canonical_name, workload.canonical_revision);
+  return fmt::format(
+      "k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.{}.name={},service.name={},service.version={}",
+      workload.ns, known ? type : "pod", known ? workload.workload_name : workload.name,
+      workload.canonical_name, workload.canonical_revision);
 }
 
 Result<> open_tunnel_stream(http::HboneConnection& connection, TunnelRelay& relay, const SockAddr& target,
-                            const telemetry::Record& record, const PodState& source, std::mt19937_64& random) {
+                            const telemetry::Record& record, const PodState& source,
+                            std::mt19937_64& random) {
   std::string authority = target.to_string();
   std::string forwarded = fmt::format("for=\"{}\"", record.src.to_string());
   if (record.service != nullptr) forwarded += ";host=" + record.service->host;

@@ -37,8 +37,8 @@ telemetry::LogFormat log_format(const model::AccessLog& settings) {
 
 }  // namespace
 
-Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions options, telemetry::Metrics& metrics,
-                 telemetry::AccessLog& access_log, telemetry::Denials& denials)
+Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions options,
+                 telemetry::Metrics& metrics, telemetry::AccessLog& access_log, telemetry::Denials& denials)
     : reactor_(reactor),
       clock_(clock),
       options_(std::move(options)),
@@ -63,7 +63,9 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
         if (drained_) std::exchange(drained_, nullptr)();
       }) {}
 
-Control::~Control() { stop_workers(); }
+Control::~Control() {
+  stop_workers();
+}
 
 void Control::stop_workers() {
   for (auto& worker : workers_) worker->stop_and_join();
@@ -72,9 +74,12 @@ void Control::stop_workers() {
 Result<> Control::start() {
   std::random_device seed;
   for (size_t i = 0; i < options_.workers; ++i) {
-    WorkerOptions worker{.number = i, .descriptor_limit = descriptor_limit(),
-                         .seed = (uint64_t{seed()} << 32) | seed(), .hbone_times = options_.hbone_times};
-    workers_.push_back(std::make_unique<Worker>(worker, clock_, static_cast<ControlPort&>(*this), metrics_.shard(i), access_log_, denials_,
+    WorkerOptions worker{.number = i,
+                         .descriptor_limit = descriptor_limit(),
+                         .seed = (uint64_t{seed()} << 32) | seed(),
+                         .hbone_times = options_.hbone_times};
+    workers_.push_back(std::make_unique<Worker>(worker, clock_, static_cast<ControlPort&>(*this),
+                                                metrics_.shard(i), access_log_, denials_,
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
@@ -88,7 +93,8 @@ Result<> Control::start() {
 }
 
 void Control::reconfigure() {
-  auto translation = translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
+  auto translation =
+      translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
   bool changed = translation.snapshot != snapshot_;
@@ -101,8 +107,10 @@ void Control::reconfigure() {
   }
   want_identities();
   log::info(log::Component::config, "configuration in force",
-            {{"generation", snapshot_->generation()}, {"workloads", snapshot_->workloads().size()},
-             {"services", snapshot_->services().size()}, {"rejected", rejected()}});
+            {{"generation", snapshot_->generation()},
+             {"workloads", snapshot_->workloads().size()},
+             {"services", snapshot_->services().size()},
+             {"rejected", rejected()}});
 }
 
 size_t Control::rejected() const {
@@ -152,7 +160,9 @@ void Control::store_keys() {
   auto contents = credentials_.contents();
   contents.ticket_keys = ticket_keys_;
   auto vault = identity::write_vault(contents);
-  if (!vault) return log::warn(log::Component::identity, "keys cannot be kept for a restart", {{"error", vault.error().message}});
+  if (!vault)
+    return log::warn(log::Component::identity, "keys cannot be kept for a restart",
+                     {{"error", vault.error().message}});
   link_.store_keys(vault->get());
   keys_kept_ = true;
 }
@@ -165,8 +175,8 @@ void Control::tick() {
   ticker_.arm(reactor_, kTick);
 }
 
-// The supervisor starts a fresh process, which takes over listeners and keys; a stuck worker would hold its share of
-// new connections for ever.
+// The supervisor starts a fresh process, which takes over listeners and keys; a stuck worker would hold its
+// share of new connections for ever.
 void Control::watch_workers() {
   turns_.resize(workers_.size());
   for (size_t i = 0; i < workers_.size(); ++i) {
@@ -175,7 +185,8 @@ void Control::watch_workers() {
     silent = now == last ? silent + 1 : 0;
     last = now;
     if (silent < kSilentTicks) continue;
-    log::error(log::Component::proxy, "a worker is stuck: the process ends to be started anew", {{"worker", i}});
+    log::error(log::Component::proxy, "a worker is stuck: the process ends to be started anew",
+               {{"worker", i}});
     std::abort();
   }
 }
@@ -183,7 +194,8 @@ void Control::watch_workers() {
 void Control::expire_series() {
   std::set<std::pair<std::string_view, std::string_view>> live;
   for (const auto& workload : snapshot_->workloads()) live.emplace(workload->ns, workload->workload_name);
-  metrics_.expire([&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
+  metrics_.expire(
+      [&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
 }
 
 void Control::ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) {
@@ -192,7 +204,8 @@ void Control::ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kin
       askers_[{cookie, kind}].push_back(worker);
       return;
     }
-    workers_[worker]->post([&to = *workers_[worker], cookie, kind] { to.add_sockets(cookie, kind, {}, Reason::NO_SOCKET); });
+    workers_[worker]->post(
+        [&to = *workers_[worker], cookie, kind] { to.add_sockets(cookie, kind, {}, Reason::NO_SOCKET); });
   });
 }
 
@@ -217,9 +230,11 @@ void Control::on_keys(Fd keys) {
   std::vector<std::string> dropped;
   auto contents = identity::read_vault(keys.get(), &dropped);
   if (!contents) {
-    return log::warn(log::Component::identity, "keys of the process before cannot be used", {{"error", contents.error().message}});
+    return log::warn(log::Component::identity, "keys of the process before cannot be used",
+                     {{"error", contents.error().message}});
   }
-  for (const auto& why : dropped) log::warn(log::Component::identity, "a kept key cannot be used", {{"error", why}});
+  for (const auto& why : dropped)
+    log::warn(log::Component::identity, "a kept key cannot be used", {{"error", why}});
   credentials_.adopt(*contents);
   if (contents->ticket_keys != nullptr) {
     ticket_keys_ = contents->ticket_keys;
@@ -232,14 +247,16 @@ void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
   auto& announced = pods_[pod.cookie];
   announced = {.pod = pod};
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
-    if (!listeners[kind].empty()) announced.ports[kind] = io::local_address(listeners[kind].front().get()).port;
+    if (!listeners[kind].empty())
+      announced.ports[kind] = io::local_address(listeners[kind].front().get()).port;
   }
   for (size_t i = 0; i < workers_.size(); ++i) {
     std::vector<Fd> mine;
     for (auto& kind : listeners) {
       if (i < kind.size()) mine.push_back(std::move(kind[i]));
     }
-    workers_[i]->post([&to = *workers_[i], pod, mine = std::move(mine)]() mutable { to.add_pod(pod, std::move(mine)); });
+    workers_[i]->post(
+        [&to = *workers_[i], pod, mine = std::move(mine)]() mutable { to.add_pod(pod, std::move(mine)); });
   }
   link_.takeover_ready(pod.cookie);
   log::info(log::Component::proxy, "pod in the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
@@ -250,13 +267,15 @@ void Control::on_pod_update(warden::Pod pod) {
   announced.pod = pod;
   if (!pod.enrolled) announced.closing = workers_.size(), announced.ports = {};
   for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.update_pod(pod); });
-  if (!pod.enrolled) log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
+  if (!pod.enrolled)
+    log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
 }
 
 void Control::on_pod_gone(uint64_t cookie) {
   auto found = pods_.find(cookie);
   if (found != pods_.end()) {
-    log::info(log::Component::proxy, "pod gone", {{"namespace", found->second.pod.ns}, {"pod", found->second.pod.name}});
+    log::info(log::Component::proxy, "pod gone",
+              {{"namespace", found->second.pod.ns}, {"pod", found->second.pod.name}});
   }
   pods_[cookie].closing = workers_.size();
   for (auto& worker : workers_) worker->post([&to = *worker, cookie] { to.remove_pod(cookie); });
@@ -273,7 +292,8 @@ void Control::pod_closed(size_t, uint64_t cookie) {
 }
 
 void Control::on_kernel_stats(const warden::KernelStats& stats) {
-  metrics_.set_kernel(std::span(stats.drops).first(NM_REASON_COUNT), std::span(stats.counters).first(NM_COUNT_COUNTERS));
+  metrics_.set_kernel(std::span(stats.drops).first(NM_REASON_COUNT),
+                      std::span(stats.counters).first(NM_COUNT_COUNTERS));
 }
 
 void Control::on_snapshot_sent() {
@@ -285,7 +305,8 @@ void Control::on_warden_closed(const Error& why) {
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (auto& [key, askers] : std::exchange(askers_, {})) {
     for (size_t asker : askers) {
-      workers_[asker]->post([&to = *workers_[asker], key] { to.add_sockets(key.first, key.second, {}, Reason::NO_SOCKET); });
+      workers_[asker]->post(
+          [&to = *workers_[asker], key] { to.add_sockets(key.first, key.second, {}, Reason::NO_SOCKET); });
     }
   }
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
@@ -293,11 +314,14 @@ void Control::on_warden_closed(const Error& why) {
 
 std::vector<std::string> Control::not_ready() const {
   std::vector<std::string> reasons;
-  if (snapshot_ == nullptr || snapshot_->generation() == 0) reasons.push_back("no configuration has been read");
+  if (snapshot_ == nullptr || snapshot_->generation() == 0)
+    reasons.push_back("no configuration has been read");
   if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {
-    if (status.serial.empty()) reasons.push_back("no certificate yet for " + status.uri + (status.last_error.empty() ? "" : ": " + status.last_error));
+    if (status.serial.empty())
+      reasons.push_back("no certificate yet for " + status.uri +
+                        (status.last_error.empty() ? "" : ": " + status.last_error));
   }
   return reasons;
 }
@@ -307,7 +331,8 @@ std::vector<Control::ListenerRow> Control::listeners() const {
   for (const auto& [cookie, announced] : pods_) {
     for (size_t kind = 0; kind < announced.ports.size(); ++kind) {
       if (announced.ports[kind] == 0) continue;
-      rows.push_back({announced.pod.ns, announced.pod.name, static_cast<nm_listener>(kind), announced.ports[kind]});
+      rows.push_back(
+          {announced.pod.ns, announced.pod.name, static_cast<nm_listener>(kind), announced.ports[kind]});
     }
   }
   return rows;

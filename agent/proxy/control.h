@@ -1,6 +1,6 @@
-// The control thread of a proxy: keeps configuration, identities and the warden's word on pods, and publishes each as
-// immutable values to the workers. It sits on no data path: with it stopped, workers serve on with what they have.
-// Owns the workers. Everything runs on its reactor's thread but what ControlPort says.
+// The control thread of a proxy: keeps configuration, identities and the warden's word on pods, and publishes
+// each as immutable values to the workers. It sits on no data path: with it stopped, workers serve on with
+// what they have. Owns the workers. Everything runs on its reactor's thread but what ControlPort says.
 #pragma once
 
 #include <functional>

@@ -6,20 +6,25 @@ namespace {
 Result<OutboundDecision> transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
   if (decision.workload == nullptr || decision.workload->mesh == model::Mesh::none) return decision;
   if (decision.workload->mesh == model::Mesh::unknown) {
-    return fail(Reason::PEER_UNKNOWN, "it is not known whether " + decision.target.to_string() + " is in the mesh");
+    return fail(Reason::PEER_UNKNOWN,
+                "it is not known whether " + decision.target.to_string() + " is in the mesh");
   }
   decision.transport = decision.workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
   return decision;
 }
 
-std::string name_of(const model::Origin& origin) { return origin.ns + "/" + origin.name; }
+std::string name_of(const model::Origin& origin) {
+  return origin.ns + "/" + origin.name;
+}
 
 }  // namespace
 
 Result<OutboundDecision> decide_outbound(const model::Snapshot& snapshot, const Destination& destination,
                                          const Addr& client, upstream::Balancer& balancer) {
-  OutboundDecision decision{.target = destination.dialled, .workload = destination.workload,
-                            .service = destination.service, .port = destination.port};
+  OutboundDecision decision{.target = destination.dialled,
+                            .workload = destination.workload,
+                            .service = destination.service,
+                            .port = destination.port};
   if (destination.port == nullptr) return transport_to(snapshot, std::move(decision));
   decision.endpoint = balancer.pick(*destination.service, *destination.port, destination.dialled.ip, client);
   if (decision.endpoint == nullptr) {
@@ -53,7 +58,8 @@ Admission admit(const model::Workload& server, const model::PeerFacts& facts) {
 Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local) {
   auto target = SockAddr::parse(authority);
   if (!target || target->port == 0) return fail(Reason::BAD_AUTHORITY, "authority is not ip:port");
-  if (target->ip != local) return fail(Reason::WRONG_DESTINATION, "authority names another address than this pod's");
+  if (target->ip != local)
+    return fail(Reason::WRONG_DESTINATION, "authority names another address than this pod's");
   if (target->port == NM_HBONE_PORT) return fail(Reason::LOOP, "authority names the HBONE port");
   return *target;
 }

@@ -1,5 +1,6 @@
 // The third step: whether a connection may be, and by which way. Pure functions of the snapshot and of what
-// identify found, so that tests and `meshctl why` call what serves traffic; no state but the balancer's choice.
+// identify found, so that tests and `meshctl why` call what serves traffic; no state but the balancer's
+// choice.
 #pragma once
 
 #include <string>
@@ -27,7 +28,8 @@ struct OutboundDecision {
   const model::Endpoint* endpoint = nullptr;  // picked among several; null when there was no choice
 };
 
-// For a client on `snapshot.node()`. `client` is its address, for affinity. Errors: NO_ENDPOINTS, PEER_UNKNOWN.
+// For a client on `snapshot.node()`. `client` is its address, for affinity. Errors: NO_ENDPOINTS,
+// PEER_UNKNOWN.
 Result<OutboundDecision> decide_outbound(const model::Snapshot& snapshot, const Destination& destination,
                                          const Addr& client, upstream::Balancer& balancer);
 
@@ -35,14 +37,14 @@ Result<OutboundDecision> decide_outbound(const model::Snapshot& snapshot, const 
 struct Admission {
   bool allow = true;
   Reason reason = Reason::NONE;
-  std::string detail;  // empty when allowed
-  std::string policy;  // "ns/name" of what decided; empty when nothing did
+  std::string detail;                       // empty when allowed
+  std::string policy;                       // "ns/name" of what decided; empty when nothing did
   std::vector<model::DryRunMatch> dry_run;  // policies in dry-run mode that matched
 };
 Admission admit(const model::Workload& server, const model::PeerFacts& facts);
 
-// The authority of a CONNECT (RFC 9110 9.3.6): must be ip:port with the pod's own address `local`, and no port of the
-// mesh itself. Errors: BAD_AUTHORITY, WRONG_DESTINATION, LOOP.
+// The authority of a CONNECT (RFC 9110 9.3.6): must be ip:port with the pod's own address `local`, and no
+// port of the mesh itself. Errors: BAD_AUTHORITY, WRONG_DESTINATION, LOOP.
 Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local);
 
 }  // namespace nodemesh::proxy

@@ -14,8 +14,8 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kConnectTimeout = seconds(10);
-// Handshakes a pod may have in flight on one worker; above that the oldest gives way, so that peers which never finish
-// theirs do not keep others out.
+// Handshakes a pod may have in flight on one worker; above that the oldest gives way, so that peers which
+// never finish theirs do not keep others out.
 constexpr size_t kMaxHandshakes = 512;
 
 // As ztunnel answers (the status codes of HBONE).
@@ -24,12 +24,15 @@ const char* status_of(Reason reason) {
     case Reason::BAD_METHOD:
     case Reason::BAD_AUTHORITY:
     case Reason::WRONG_DESTINATION:
-    case Reason::LOOP: return "400";
+    case Reason::LOOP:
+      return "400";
     case Reason::POLICY_DENY:
     case Reason::POLICY_NO_ALLOW:
     case Reason::POLICY_UNSUPPORTED:
-    case Reason::STRICT_PLAINTEXT: return "401";
-    default: return "503";
+    case Reason::STRICT_PLAINTEXT:
+      return "401";
+    default:
+      return "503";
   }
 }
 
@@ -55,10 +58,9 @@ InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
     io::close_with_reset(accepted.fd);
     return;
   }
-  connection_ = std::make_unique<http::HboneConnection>(http::H2Session::Role::server, worker_.reactor, worker_.buffers,
-                                                        std::move(accepted.fd), std::move(*ssl),
-                                                        static_cast<http::HboneOwner&>(*this),
-                                                        worker_.h2_limits, worker_.options.hbone_times);
+  connection_ = std::make_unique<http::HboneConnection>(
+      http::H2Session::Role::server, worker_.reactor, worker_.buffers, std::move(accepted.fd),
+      std::move(*ssl), static_cast<http::HboneOwner&>(*this), worker_.h2_limits, worker_.options.hbone_times);
   if (auto started = connection_->start(); !started) {
     record_refusal(local_, started.error());
     connection_.reset();
@@ -67,7 +69,8 @@ InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
 
 InboundTunnel::~InboundTunnel() = default;
 
-void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const Error& error, Monotonic::duration took) {
+void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const Error& error,
+                                       Monotonic::duration took) {
   std::erase(pod_.handshakes, this);
   bool resumed = connection.peer() != nullptr && connection.peer()->resumed;
   worker_.recorder.metrics.tls_handshake(telemetry::TlsSide::server, error.reason, resumed, took);
@@ -110,8 +113,8 @@ void InboundTunnel::refuse(int32_t id, const SockAddr& destination, const Error&
   record_refusal(destination, error);
 }
 
-void InboundTunnel::on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock& headers,
-                                     bool) {
+void InboundTunnel::on_hbone_request(http::HboneConnection& connection, int32_t id,
+                                     const http::HeaderBlock& headers, bool) {
   if (headers.method != "CONNECT" || !headers.protocol.empty()) {
     return refuse(id, local_, {Reason::BAD_METHOD, "method " + headers.method});
   }
@@ -123,7 +126,8 @@ void InboundTunnel::on_hbone_request(http::HboneConnection& connection, int32_t 
   TunnelSession::begin(worker_, pod_, connection, id, peer_, *destination);
 }
 
-InboundSession::InboundSession(Worker& worker, PodState& pod, const SockAddr& peer, const SockAddr& destination)
+InboundSession::InboundSession(Worker& worker, PodState& pod, const SockAddr& peer,
+                               const SockAddr& destination)
     : Session(worker, pod, telemetry::Direction::inbound) {
   record_.src = peer;
   record_.dst = destination;
@@ -134,7 +138,8 @@ model::PeerFacts InboundSession::facts() const {
                          .destination_ip = record_.dst.ip,
                          .destination_port = record_.dst.port,
                          .mtls = record_.source_identity != nullptr};
-  if (record_.source_identity != nullptr) facts.identity = model::PeerIdentity::parse(*record_.source_identity);
+  if (record_.source_identity != nullptr)
+    facts.identity = model::PeerIdentity::parse(*record_.source_identity);
   return facts;
 }
 
@@ -148,7 +153,8 @@ Result<> InboundSession::authorise() {
   bool agrees = source != nullptr && (!facts.identity || facts.identity->uri == source->identity);
   record_.source = agrees ? worker_.labels.workload(source)
                           : (facts.identity ? worker_.labels.stranger(*facts.identity) : nullptr);
-  if (pod_.workload == nullptr) return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the server");
+  if (pod_.workload == nullptr)
+    return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the server");
   return note(admit(*pod_.workload, facts));
 }
 
@@ -160,8 +166,8 @@ void InboundSession::redecide() {
   abort({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
 }
 
-TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnection& connection, const SockAddr& peer,
-                             const SockAddr& destination)
+TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnection& connection,
+                             const SockAddr& peer, const SockAddr& destination)
     : InboundSession(worker, pod, peer, destination),
       timer_([this] { refuse({Reason::CONNECT_TIMEOUT, "the application did not answer in time"}); }),
       relay_(TunnelRelay::Role::server, worker.reactor, record_, *this),
@@ -205,7 +211,8 @@ void TunnelSession::on_socket(Fd socket) {
 
 void TunnelSession::on_relay_connected(int error) {
   timer_.cancel();
-  if (error != 0) return refuse({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
+  if (error != 0)
+    return refuse({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
   std::array<http::HeaderField, 2> headers = {{{":status", "200"}, {"baggage", pod_.baggage}}};
   auto& connection = *relay_.connection();
   connection.session().respond(relay_, headers, /*end=*/false);
@@ -256,7 +263,8 @@ void PlaintextSession::stop_waiting() {
 
 void PlaintextSession::run() {
   if (auto allowed = authorise(); !allowed) return abort(allowed.error());
-  if (is_own_listener(pod_, record_.dst)) return abort({Reason::LOOP, "the destination is a listener of the mesh"});
+  if (is_own_listener(pod_, record_.dst))
+    return abort({Reason::LOOP, "the destination is a listener of the mesh"});
   waiting_ = true;
   Fd socket = pod_.stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
   if (socket) return on_socket(std::move(socket));
@@ -272,7 +280,8 @@ void PlaintextSession::on_socket(Fd socket) {
 
 void PlaintextSession::on_relay_connected(int error) {
   timer_.cancel();
-  if (error != 0) return abort({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
+  if (error != 0)
+    return abort({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
   if (auto adopted = relay_.client.adopt(std::move(client_)); !adopted) return abort(adopted.error());
   record_.established();
   relay_.start();

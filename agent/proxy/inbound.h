@@ -1,6 +1,6 @@
 // Connections that reach a pod from outside: peers of the mesh over HBONE, where each CONNECT stream is one
-// connection, and plaintext. Both are authorised at this, the server's node, and delivered to the application from the
-// client's address. Worker thread only.
+// connection, and plaintext. Both are authorised at this, the server's node, and delivered to the application
+// from the client's address. Worker thread only.
 #pragma once
 
 #include <memory>
@@ -22,9 +22,13 @@ class InboundTunnel final : private http::HboneOwner {
 
  private:
   InboundTunnel(Worker& worker, PodState& pod, Accepted accepted);
-  void on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock& headers, bool end) override;
-  void on_hbone_request_refused(http::HboneConnection&, const Error& error) override { record_refusal(local_, error); }
-  void on_hbone_handshake(http::HboneConnection& connection, const Error& error, Monotonic::duration took) override;
+  void on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock& headers,
+                        bool end) override;
+  void on_hbone_request_refused(http::HboneConnection&, const Error& error) override {
+    record_refusal(local_, error);
+  }
+  void on_hbone_handshake(http::HboneConnection& connection, const Error& error,
+                          Monotonic::duration took) override;
   void on_hbone_draining(http::HboneConnection&) override {}
   void on_hbone_closed(http::HboneConnection& connection, const Error& error) override;
   void refuse(int32_t id, const SockAddr& destination, const Error& error);
@@ -49,8 +53,8 @@ class InboundSession : public Session {
 class TunnelSession final : public InboundSession, private RelayOwner, private upstream::SocketWaiter {
  public:
   // Becomes the owner of stream `id`, or refuses it.
-  static void begin(Worker& worker, PodState& pod, http::HboneConnection& connection, int32_t id, const SockAddr& peer,
-                    const SockAddr& destination);
+  static void begin(Worker& worker, PodState& pod, http::HboneConnection& connection, int32_t id,
+                    const SockAddr& peer, const SockAddr& destination);
   ~TunnelSession() override { stop_waiting(); }
   void abort(const Error& error) override;
 

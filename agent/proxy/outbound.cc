@@ -31,9 +31,9 @@ void OutboundSession::begin(Worker& worker, Accepted accepted) {
 }
 
 OutboundSession::OutboundSession(Worker& worker, PodState& pod, Accepted accepted)
-    : Session(worker, pod, telemetry::Direction::outbound),
-      client_(std::move(accepted.fd)),
-      timer_([this] { fail({Reason::CONNECT_TIMEOUT, "no connection to " + target_.to_string() + " in time"}); }) {
+    : Session(worker, pod, telemetry::Direction::outbound), client_(std::move(accepted.fd)), timer_([this] {
+        fail({Reason::CONNECT_TIMEOUT, "no connection to " + target_.to_string() + " in time"});
+      }) {
   record_.src = accepted.peer;
   record_.dst = accepted.local;
 }
@@ -55,7 +55,8 @@ void OutboundSession::run(std::optional<OutboundDecision> decided) {
 
 Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
   record_.source = worker_.labels.workload(pod_.workload);
-  if (pod_.workload == nullptr) return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the client");
+  if (pod_.workload == nullptr)
+    return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the client");
   record_.source_identity = identity_of(pod_.workload);
   for (const auto& own : pod_.info.addresses) {
     if (record_.dst.ip == own) return nodemesh::fail(Reason::UNPUBLISHED, "the connection was not captured");
@@ -98,11 +99,15 @@ void OutboundSession::connect(const OutboundDecision& decided) {
   target_ = decided.target;
   transport_ = decided.transport;
   server_ = decided.workload;
-  if (decided.endpoint != nullptr) hold_ = worker_.balancer.hold(*decided.service, *decided.port, *decided.endpoint);
+  if (decided.endpoint != nullptr)
+    hold_ = worker_.balancer.hold(*decided.service, *decided.port, *decided.endpoint);
   switch (transport_) {
-    case Transport::same_node: return connect_same_node();
-    case Transport::hbone: return connect_hbone();
-    case Transport::passthrough: return connect_passthrough();
+    case Transport::same_node:
+      return connect_same_node();
+    case Transport::hbone:
+      return connect_hbone();
+    case Transport::passthrough:
+      return connect_passthrough();
   }
 }
 
@@ -122,7 +127,8 @@ void OutboundSession::connect_same_node() {
   if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is not on this node any more"});
   server_cookie_ = server->info.cookie;
   if (auto allowed = note(admit(*server_, facts())); !allowed) return fail(allowed.error());
-  if (is_own_listener(*server, target_)) return fail({Reason::LOOP, "the destination is a listener of the mesh"});
+  if (is_own_listener(*server, target_))
+    return fail({Reason::LOOP, "the destination is a listener of the mesh"});
   timer_.arm(worker_.reactor, kConnectTimeout);
   relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));
   waiting_socket_ = true;
@@ -155,7 +161,8 @@ void OutboundSession::on_socket(Fd socket) {
 
 void OutboundSession::on_relay_connected(int error) {
   timer_.cancel();
-  if (error != 0) return fail({io::connect_reason(error), target_.to_string() + ": " + strerrordesc_np(error)});
+  if (error != 0)
+    return fail({io::connect_reason(error), target_.to_string() + ": " + strerrordesc_np(error)});
   auto& relay = std::get<TcpRelay>(relay_);
   if (auto adopted = relay.client.adopt(std::move(client_)); !adopted) return fail(adopted.error());
   record_.established();
@@ -165,17 +172,20 @@ void OutboundSession::on_relay_connected(int error) {
 void OutboundSession::connect_hbone() {
   record_.path = telemetry::Path::hbone;
   record_.hbone = {target_.ip, NM_HBONE_PORT};
-  if (pod_.credential == nullptr) return fail({Reason::NO_IDENTITY, "no certificate for " + pod_.workload->identity});
+  if (pod_.credential == nullptr)
+    return fail({Reason::NO_IDENTITY, "no certificate for " + pod_.workload->identity});
   if (!timer_.armed()) timer_.arm(worker_.reactor, kConnectTimeout + seconds(10));
   waiting_tunnel_ = true;
-  auto* connection = worker_.pool->acquire(pod_.pool_source(), tunnel_key(pod_.info.cookie, target_, *server_), *this);
+  auto* connection =
+      worker_.pool->acquire(pod_.pool_source(), tunnel_key(pod_.info.cookie, target_, *server_), *this);
   if (connection != nullptr) on_tunnel(*connection);
 }
 
 void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   waiting_tunnel_ = false;
   if (!std::holds_alternative<TunnelRelay>(relay_)) {
-    auto& relay = relay_.emplace<TunnelRelay>(TunnelRelay::Role::client, worker_.reactor, record_, static_cast<RelayOwner&>(*this));
+    auto& relay = relay_.emplace<TunnelRelay>(TunnelRelay::Role::client, worker_.reactor, record_,
+                                              static_cast<RelayOwner&>(*this));
     if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
   }
   auto& relay = std::get<TunnelRelay>(relay_);
@@ -211,7 +221,9 @@ void OutboundSession::on_tunnel_refused(const Error& error, bool processed) {
   fail(error);
 }
 
-void OutboundSession::abort(const Error& error) { fail(error); }
+void OutboundSession::abort(const Error& error) {
+  fail(error);
+}
 
 void OutboundSession::on_relay_done(const Error& error) {
   stop_waiting();

@@ -1,5 +1,5 @@
-// A captured connection of a local application on its way out: accept → identify → decide → connect → relay → record.
-// Worker thread only.
+// A captured connection of a local application on its way out: accept → identify → decide → connect → relay →
+// record. Worker thread only.
 #pragma once
 
 #include <memory>

@@ -38,7 +38,8 @@ bool TcpRelay::pump(io::TcpEnd& from, io::TcpEnd& to) {
       to.write({&piece, 1}, bytes);
     }
     if (status == io::TcpEnd::Status::broken || to.broken()) {
-      finish({Reason::PEER_RESET, &from == &client ? "the client reset the connection" : "the server reset the connection"});
+      finish({Reason::PEER_RESET,
+              &from == &client ? "the client reset the connection" : "the server reset the connection"});
       return false;
     }
     if (status == io::TcpEnd::Status::end) to.end_write();
@@ -71,10 +72,13 @@ void TcpRelay::on_drained(io::TcpEnd& end, size_t) {
   pump(&end == &client ? server : client, end);
 }
 
-void TcpRelay::on_connected(io::TcpEnd&, int error) { owner_.on_relay_connected(error); }
+void TcpRelay::on_connected(io::TcpEnd&, int error) {
+  owner_.on_relay_connected(error);
+}
 
 void TcpRelay::on_broken(io::TcpEnd& end) {
-  finish({Reason::PEER_RESET, &end == &client ? "the client reset the connection" : "the server reset the connection"});
+  finish({Reason::PEER_RESET,
+          &end == &client ? "the client reset the connection" : "the server reset the connection"});
 }
 
 void TcpRelay::abort() {
@@ -107,7 +111,8 @@ void TunnelRelay::on_headers(const http::HeaderBlock& headers, bool) {
   if (role_ != Role::client || answered_ || headers.status < 200) return;
   answered_ = true;
   if (headers.status != 200) {
-    return owner_.on_tunnel_refused({Reason::TUNNEL_REFUSED, "CONNECT answered " + std::to_string(headers.status)}, true);
+    return owner_.on_tunnel_refused(
+        {Reason::TUNNEL_REFUSED, "CONNECT answered " + std::to_string(headers.status)}, true);
   }
   owner_.on_tunnel_accepted(headers);
   start();
@@ -143,7 +148,8 @@ void TunnelRelay::on_close(http::H2Error error, bool processed) {
   Error why = connection_->error();
   if (error == http::H2Error::none) {
     // Both directions ended; what the application has not taken yet still goes to it.
-    if (role_ == Role::client && !answered_) return owner_.on_tunnel_refused({Reason::STREAM_RESET, "no answer to CONNECT"}, true);
+    if (role_ == Role::client && !answered_)
+      return owner_.on_tunnel_refused({Reason::STREAM_RESET, "no answer to CONNECT"}, true);
     if (peer_ended_ && tcp.read_ended()) {
       if (tcp.kept() == 0) finish({Reason::NONE, {}});
       return;
@@ -169,9 +175,13 @@ void TunnelRelay::on_drained(io::TcpEnd& end, size_t bytes) {
   if (closed_ && end.kept() == 0) finish({Reason::NONE, {}});
 }
 
-void TunnelRelay::on_connected(io::TcpEnd&, int error) { owner_.on_relay_connected(error); }
+void TunnelRelay::on_connected(io::TcpEnd&, int error) {
+  owner_.on_relay_connected(error);
+}
 
-void TunnelRelay::on_broken(io::TcpEnd&) { finish({Reason::PEER_RESET, "the application reset the connection"}); }
+void TunnelRelay::on_broken(io::TcpEnd&) {
+  finish({Reason::PEER_RESET, "the application reset the connection"});
+}
 
 void TunnelRelay::abort(http::H2Error error) {
   done_ = true;

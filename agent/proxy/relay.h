@@ -1,7 +1,8 @@
-// The fifth step: bytes from one end to the other until both directions have ended. TcpRelay joins two sockets,
-// TunnelRelay a socket and a stream of an HBONE connection. Both read only what the other side can take, pass half
-// closes on in order, and keep an abrupt end abrupt: a reset or a lost tunnel becomes RST at the other end, never FIN,
-// because truncation must not look like completion. Owned by a session; worker thread only.
+// The fifth step: bytes from one end to the other until both directions have ended. TcpRelay joins two
+// sockets, TunnelRelay a socket and a stream of an HBONE connection. Both read only what the other side can
+// take, pass half closes on in order, and keep an abrupt end abrupt: a reset or a lost tunnel becomes RST at
+// the other end, never FIN, because truncation must not look like completion. Owned by a session; worker
+// thread only.
 #pragma once
 
 #include "base/reason.h"
@@ -14,7 +15,8 @@ namespace nodemesh::proxy {
 
 class RelayOwner {
  public:
-  // The sockets are closed. The owner may destroy the relay in this call. Reason NONE: both directions ended well.
+  // The sockets are closed. The owner may destroy the relay in this call. Reason NONE: both directions ended
+  // well.
   virtual void on_relay_done(const Error& error) = 0;
   // TunnelRelay, client: the peer answered the CONNECT (200), or the stream ended before that.
   virtual void on_tunnel_accepted(const http::HeaderBlock&) {}
@@ -29,7 +31,11 @@ class RelayOwner {
 class TcpRelay final : private io::TcpEndOwner {
  public:
   TcpRelay(io::Reactor& reactor, io::Buffers& buffers, telemetry::Record& record, RelayOwner& owner)
-      : client(reactor, *this), server(reactor, *this), reactor_(reactor), buffers_(buffers), record_(record),
+      : client(reactor, *this),
+        server(reactor, *this),
+        reactor_(reactor),
+        buffers_(buffers),
+        record_(record),
         owner_(owner) {}
 
   // Both ends are connected: begin.

@@ -43,7 +43,8 @@ void Session::end(const Error& error) {
 Result<> Session::note(const Admission& admission) {
   for (const auto& match : admission.dry_run) {
     const auto& origin = match.policy->origin;
-    worker_.recorder.metrics.policy_dry_run(origin.ns + "/" + origin.name, match.policy->action == model::Action::allow);
+    worker_.recorder.metrics.policy_dry_run(origin.ns + "/" + origin.name,
+                                            match.policy->action == model::Action::allow);
   }
   if (!admission.policy.empty()) record_.decided_by(admission.policy);
   if (!admission.allow) return fail(admission.reason, admission.detail);

@@ -1,5 +1,5 @@
-// What all connections of a worker have in common: a Record, a place in their pod's list, an end. A session owns its
-// sockets and its relay, and destroys itself by Worker::bury. Worker thread only.
+// What all connections of a worker have in common: a Record, a place in their pod's list, an end. A session
+// owns its sockets and its relay, and destroys itself by Worker::bury. Worker thread only.
 #pragma once
 
 #include <memory>

@@ -47,7 +47,8 @@ Result<> Worker::prepare() {
   auto client = tls::ClientContext::create(verifier);
   if (!client) return std::unexpected(client.error());
   client_tls = std::move(*client);
-  pool = std::make_unique<upstream::TunnelPool>(reactor, buffers, *client_tls, recorder.metrics, options.hbone_times);
+  pool = std::make_unique<upstream::TunnelPool>(reactor, buffers, *client_tls, recorder.metrics,
+                                                options.hbone_times);
   return {};
 }
 
@@ -55,10 +56,11 @@ void Worker::start() {
   thread_ = std::thread([this] {
     ticker_.arm(reactor, kTick);
     reactor.run();
-    // Sessions and tunnels die on the thread that owns them, while everything they refer to still lives: sessions
-    // first, since those that wait for the pool tell it so.
+    // Sessions and tunnels die on the thread that owns them, while everything they refer to still lives:
+    // sessions first, since those that wait for the pool tell it so.
     for (auto& [cookie, pod] : pods_) {
-      while (pod->sessions.first() != nullptr) pod->sessions.first()->abort({Reason::SHUTDOWN, "the agent is stopping"});
+      while (pod->sessions.first() != nullptr)
+        pod->sessions.first()->abort({Reason::SHUTDOWN, "the agent is stopping"});
     }
     graves_.clear();
     pool.reset();
@@ -78,7 +80,8 @@ void Worker::set_snapshot(std::shared_ptr<const model::Snapshot> next) {
   labels.clear();
   balancer.forget_unused();
   std::vector<std::string> domains{snapshot->mesh().trust_domain};
-  domains.insert(domains.end(), snapshot->mesh().trust_domain_aliases.begin(), snapshot->mesh().trust_domain_aliases.end());
+  domains.insert(domains.end(), snapshot->mesh().trust_domain_aliases.begin(),
+                 snapshot->mesh().trust_domain_aliases.end());
   if (domains != trust_domains_) verifier.set_trust_domains(trust_domains_ = std::move(domains));
   for (auto& [cookie, pod] : pods_) refresh_pod(*pod);
   redecide();
@@ -177,8 +180,9 @@ void Worker::remove_pod(uint64_t cookie) {
     dying = std::move(found->second);
     pods_.erase(found);
   }
-  // Tunnels end with this turn and their objects with the next, so the pod's state goes after both. Nobody finds it
-  // any more: a pod announced anew under the same cookie, or a connection handed over, must not meet it.
+  // Tunnels end with this turn and their objects with the next, so the pod's state goes after both. Nobody
+  // finds it any more: a pod announced anew under the same cookie, or a connection handed over, must not meet
+  // it.
   reactor.post([this, cookie, dying = std::move(dying)]() mutable {
     reactor.post([this, cookie, dying = std::move(dying)]() mutable {
       dying.reset();
@@ -191,7 +195,8 @@ void Worker::add_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<F
   PodState* pod = find_pod(cookie);
   if (pod == nullptr) return;
   if (sockets.empty()) {
-    pod->stock.none(kind, {Reason::NO_SOCKET, "the warden made no socket: " + std::string(reason_text(reason))});
+    pod->stock.none(kind,
+                    {Reason::NO_SOCKET, "the warden made no socket: " + std::string(reason_text(reason))});
   } else {
     pod->stock.add(kind, std::move(sockets));
   }
@@ -238,7 +243,8 @@ Reason Worker::check_limits(const PodState& pod, int fd) {
   return scarce && pod.sessions.size() > share ? Reason::OVER_LIMIT : Reason::NONE;
 }
 
-// Whoever holds more than a fair share loses its oldest connection; workers see only their own, so all are asked.
+// Whoever holds more than a fair share loses its oldest connection; workers see only their own, so all are
+// asked.
 void Worker::shed(size_t share) {
   if (shed_here(share)) return;
   for (size_t i = 0; i < control.worker_count(); ++i) {

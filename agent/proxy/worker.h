@@ -1,7 +1,7 @@
-// One worker: a thread with its reactor, its share of every pod, and all connections it accepted. What it needs from
-// other threads comes by its mailbox as immutable or moved values; what it needs from the control thread it asks
-// through ControlPort. Made by the control thread before the worker's thread runs; afterwards only that thread may
-// touch it, except for post().
+// One worker: a thread with its reactor, its share of every pod, and all connections it accepted. What it
+// needs from other threads comes by its mailbox as immutable or moved values; what it needs from the control
+// thread it asks through ControlPort. Made by the control thread before the worker's thread runs; afterwards
+// only that thread may touch it, except for post().
 #pragma once
 
 #include <deque>
@@ -52,7 +52,7 @@ struct PodState {
   ~PodState();
 
   warden::Pod info;
-  int family;  // of the pod's sockets
+  int family;                               // of the pod's sockets
   model::Shared<model::Workload> workload;  // null until a snapshot has it
   std::shared_ptr<const tls::Credential> credential;
   std::string baggage;  // sent with CONNECT and its answer
@@ -75,8 +75,9 @@ struct WorkerOptions {
 
 class Worker {
  public:
-  Worker(const WorkerOptions& options, const Clock& clock, ControlPort& control, telemetry::MetricShard& metrics,
-         telemetry::AccessLog& access_log, telemetry::Denials& denials, std::vector<std::string> trust_domains);
+  Worker(const WorkerOptions& options, const Clock& clock, ControlPort& control,
+         telemetry::MetricShard& metrics, telemetry::AccessLog& access_log, telemetry::Denials& denials,
+         std::vector<std::string> trust_domains);
   ~Worker();
   // After construction and before start(): the TLS contexts, or why there are none.
   Result<> prepare();
@@ -98,8 +99,8 @@ class Worker {
   PodState* find_pod_by_uid(const std::string& uid);
   // Destroys the session when this turn's handlers have returned.
   void bury(std::unique_ptr<Session> session);
-  // Why no further connection of `pod` can be taken now, or NONE. `fd` was just accepted: its number tells how many
-  // descriptors the process has open.
+  // Why no further connection of `pod` can be taken now, or NONE. `fd` was just accepted: its number tells
+  // how many descriptors the process has open.
   Reason check_limits(const PodState& pod, int fd);
   // Ends the connections that the current snapshot does not allow.
   void redecide();

@@ -14,7 +14,8 @@ namespace nodemesh::tls {
 // The BIO through which OpenSSL meets the shared buffers.
 struct StreamBio {
   static int write(BIO* bio, const char* data, int size) {
-    static_cast<Stream*>(BIO_get_data(bio))->queue({reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(size)});
+    static_cast<Stream*>(BIO_get_data(bio))
+        ->queue({reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(size)});
     return size;
   }
   static int read(BIO* bio, char* out, int size) {
@@ -47,7 +48,8 @@ struct StreamBio {
   }
 };
 
-Stream::Stream(SslPtr ssl, Fd fd, io::Buffers& buffers) : ssl_(std::move(ssl)), fd_(std::move(fd)), buffers_(buffers) {
+Stream::Stream(SslPtr ssl, Fd fd, io::Buffers& buffers)
+    : ssl_(std::move(ssl)), fd_(std::move(fd)), buffers_(buffers) {
   BIO* bio = BIO_new(StreamBio::method());
   BIO_set_data(bio, this);
   BIO_set_init(bio, 1);
@@ -82,10 +84,13 @@ Stream::State Stream::handshake() {
   if (result == 1) return State::ok;
   switch (SSL_get_error(ssl_.get(), result)) {
     case SSL_ERROR_WANT_READ:
-    case SSL_ERROR_WANT_WRITE: return State::want;
+    case SSL_ERROR_WANT_WRITE:
+      return State::want;
     case SSL_ERROR_SYSCALL:
-    case SSL_ERROR_ZERO_RETURN: return State::closed;
-    default: return peer_closed_ ? State::closed : State::failed;
+    case SSL_ERROR_ZERO_RETURN:
+      return State::closed;
+    default:
+      return peer_closed_ ? State::closed : State::failed;
   }
 }
 
@@ -106,9 +111,14 @@ Stream::Read Stream::read() {
     }
     switch (SSL_get_error(ssl_.get(), result)) {
       case SSL_ERROR_WANT_READ:
-      case SSL_ERROR_WANT_WRITE: state = State::want; break;
-      case SSL_ERROR_ZERO_RETURN: state = State::closed; break;
-      default: state = peer_closed_ && !broken_ ? State::closed : State::failed;
+      case SSL_ERROR_WANT_WRITE:
+        state = State::want;
+        break;
+      case SSL_ERROR_ZERO_RETURN:
+        state = State::closed;
+        break;
+      default:
+        state = peer_closed_ && !broken_ ? State::closed : State::failed;
     }
   }
   may_receive_ = true;
@@ -134,7 +144,8 @@ void Stream::queue(std::span<const uint8_t> bytes) {
     return;
   }
   if (overflow_ == nullptr) {
-    overflow_ = std::make_unique<std::vector<uint8_t>>(buffers_.sealed.get(), buffers_.sealed.get() + sealed_);
+    overflow_ =
+        std::make_unique<std::vector<uint8_t>>(buffers_.sealed.get(), buffers_.sealed.get() + sealed_);
     overflow_sent_ = sealed_ = 0;
   }
   overflow_->insert(overflow_->end(), bytes.begin(), bytes.end());

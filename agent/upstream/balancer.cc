@@ -37,8 +37,8 @@ std::shared_ptr<PortLoad>& Balancer::load_of(const model::Service& service, cons
   return load;
 }
 
-const model::Endpoint* Balancer::pick(const model::Service& service, const model::ServicePort& port, const Addr& vip,
-                                      const Addr& client) {
+const model::Endpoint* Balancer::pick(const model::Service& service, const model::ServicePort& port,
+                                      const Addr& vip, const Addr& client) {
   auto usable = port.usable(vip);
   if (usable.empty()) return nullptr;
   if (service.client_ip_affinity) return affine(usable, client);
@@ -56,7 +56,8 @@ EndpointHold Balancer::hold(const model::Service& service, const model::ServiceP
 }
 
 void Balancer::forget_unused() {
-  std::erase_if(loads_, [](const auto& entry) { return entry.second.use_count() == 1 && entry.second->open.empty(); });
+  std::erase_if(
+      loads_, [](const auto& entry) { return entry.second.use_count() == 1 && entry.second->open.empty(); });
 }
 
 }  // namespace nodemesh::upstream

@@ -1,4 +1,5 @@
-// Chooses endpoints for one worker's connections and remembers how many it has open to each. Worker thread only.
+// Chooses endpoints for one worker's connections and remembers how many it has open to each. Worker thread
+// only.
 #pragma once
 
 #include <memory>
@@ -32,11 +33,12 @@ class EndpointHold {
 class Balancer {
  public:
   explicit Balancer(uint64_t seed) : random_(seed) {}
-  // An endpoint for a client that dialled `vip`, or null when none is usable. With ClientIP affinity a client keeps
-  // its endpoint while the set of usable ones stays as it is. The pointer lives as long as `port`.
+  // An endpoint for a client that dialled `vip`, or null when none is usable. With ClientIP affinity a client
+  // keeps its endpoint while the set of usable ones stays as it is. The pointer lives as long as `port`.
   const model::Endpoint* pick(const model::Service& service, const model::ServicePort& port, const Addr& vip,
                               const Addr& client);
-  EndpointHold hold(const model::Service& service, const model::ServicePort& port, const model::Endpoint& endpoint);
+  EndpointHold hold(const model::Service& service, const model::ServicePort& port,
+                    const model::Endpoint& endpoint);
   // Drops what is remembered of Services that are gone; called when a new snapshot comes.
   void forget_unused();
 

@@ -77,7 +77,8 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
   }
 
  private:
-  // Leaves the pool when nothing is left in it; its code may be on the stack, so it goes when that has returned.
+  // Leaves the pool when nothing is left in it; its code may be on the stack, so it goes when that has
+  // returned.
   void retire() {
     if (!connections.empty() || !waiters.empty() || dialling_) return;
     auto self = pool_.groups_.find(key);
@@ -94,33 +95,39 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     sockaddr_storage native;
     socklen_t size = key.peer.to_native(native, source.family);
     if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), size) != 0 && errno != EINPROGRESS) {
-      return fail(io::connect_reason(errno), "HBONE connect to " + key.peer.to_string() + ": " + strerrordesc_np(errno));
+      return fail(io::connect_reason(errno),
+                  "HBONE connect to " + key.peer.to_string() + ": " + strerrordesc_np(errno));
     }
-    auto connection = std::make_unique<http::HboneConnection>(http::H2Session::Role::client, pool_.reactor_,
-                                                              pool_.buffers_, std::move(socket), std::move(*ssl), *this,
-                                                              pool_.limits_, pool_.times_);
+    auto connection = std::make_unique<http::HboneConnection>(
+        http::H2Session::Role::client, pool_.reactor_, pool_.buffers_, std::move(socket), std::move(*ssl),
+        *this, pool_.limits_, pool_.times_);
     if (auto started = connection->start(); !started) return started;
     connections.push_back(std::move(connection));
     pool_.metrics_.tunnels_open.add(1);
     return {};
   }
 
-  void on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock&, bool) override {
+  void on_hbone_request(http::HboneConnection& connection, int32_t id, const http::HeaderBlock&,
+                        bool) override {
     connection.session().reset(id, http::H2Error::protocol_error);  // a server may not open streams
   }
-  void on_hbone_handshake(http::HboneConnection& connection, const Error& error, Monotonic::duration took) override {
+  void on_hbone_handshake(http::HboneConnection& connection, const Error& error,
+                          Monotonic::duration took) override {
     bool resumed = connection.peer() != nullptr && connection.peer()->resumed;
     pool_.metrics_.tls_handshake(telemetry::TlsSide::client, error.reason, resumed, took);
     if (error.reason != Reason::NONE) {
       log::warn(log::Component::tls, "HBONE handshake failed",
-                {{"peer", key.peer.to_string()}, {"expected", key.accepted},
-                 {"reason", reason_name(error.reason)}, {"detail", error.message}});
+                {{"peer", key.peer.to_string()},
+                 {"expected", key.accepted},
+                 {"reason", reason_name(error.reason)},
+                 {"detail", error.message}});
     }
   }
   void on_hbone_draining(http::HboneConnection&) override {}
   void on_hbone_closed(http::HboneConnection& connection, const Error&) override {
     pool_.metrics_.tunnels_open.add(-1);
-    auto found = std::ranges::find_if(connections, [&](const auto& held) { return held.get() == &connection; });
+    auto found =
+        std::ranges::find_if(connections, [&](const auto& held) { return held.get() == &connection; });
     // The connection is still on the stack; it goes when this turn's handlers have returned.
     pool_.reactor_.post([gone = std::move(*found)] {});
     connections.erase(found);
@@ -142,13 +149,16 @@ http::HboneConnection* TunnelPool::usable(Group& group) const {
     auto& session = connection->session();
     size_t room = kStreamsPerConnection;
     if (session.settings_received()) room = std::min<size_t>(room, session.peer_max_streams());
-    if (connection->draining() || connection->error().reason != Reason::NONE || session.open_streams() >= room) continue;
+    if (connection->draining() || connection->error().reason != Reason::NONE ||
+        session.open_streams() >= room)
+      continue;
     if (best == nullptr || session.open_streams() > best->session().open_streams()) best = connection.get();
   }
   return best;
 }
 
-http::HboneConnection* TunnelPool::acquire(const PoolSource& source, const TunnelKey& key, TunnelWaiter& waiter) {
+http::HboneConnection* TunnelPool::acquire(const PoolSource& source, const TunnelKey& key,
+                                           TunnelWaiter& waiter) {
   auto& group = groups_[key];
   if (group == nullptr) group = std::make_unique<Group>(*this, key, source);
   group->source = source;  // a renewed certificate, or a pod that came back while its connections were ending

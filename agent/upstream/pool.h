@@ -1,7 +1,7 @@
 // One worker's HBONE connections as a client. They are pooled by {source pod, destination address, accepted
-// identities} and never shared between pods, because a socket lives in one namespace. A stream is handed out on a
-// connection that may still be connecting; when all are full another is dialled rather than waiting. Worker thread
-// only.
+// identities} and never shared between pods, because a socket lives in one namespace. A stream is handed out
+// on a connection that may still be connecting; when all are full another is dialled rather than waiting.
+// Worker thread only.
 #pragma once
 
 #include <memory>
@@ -35,7 +35,8 @@ struct TunnelKey {
 
 struct TunnelKeyHash {
   size_t operator()(const TunnelKey& key) const {
-    return AddrHash{}(key.peer) ^ (key.cookie * 0x9E3779B97F4A7C15ull) ^ std::hash<std::string>{}(key.accepted);
+    return AddrHash{}(key.peer) ^ (key.cookie * 0x9E3779B97F4A7C15ull) ^
+           std::hash<std::string>{}(key.accepted);
   }
 };
 
@@ -51,8 +52,8 @@ class TunnelWaiter {
 
 class TunnelPool {
  public:
-  TunnelPool(io::Reactor& reactor, io::Buffers& buffers, tls::ClientContext& tls, telemetry::MetricShard& metrics,
-             const http::HboneTimes& times);
+  TunnelPool(io::Reactor& reactor, io::Buffers& buffers, tls::ClientContext& tls,
+             telemetry::MetricShard& metrics, const http::HboneTimes& times);
   ~TunnelPool();
 
   // A connection with room for a stream: at once (returned, `waiter` is not kept), or later by `waiter`.

@@ -1,6 +1,6 @@
-// Fresh sockets of one pod for one worker, both kinds. The proxy may not make sockets in a pod's namespace; the warden
-// does, in batches, and this keeps enough at hand that a connection rarely waits: 4, doubling while they are used
-// faster than they come, and given back after a minute without use. Worker thread only.
+// Fresh sockets of one pod for one worker, both kinds. The proxy may not make sockets in a pod's namespace;
+// the warden does, in batches, and this keeps enough at hand that a connection rarely waits: 4, doubling
+// while they are used faster than they come, and given back after a minute without use. Worker thread only.
 #pragma once
 
 #include <array>

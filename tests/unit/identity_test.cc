@@ -238,7 +238,8 @@ TEST_CASE_FIXTURE(Fixture, "what an earlier process left serves without asking")
   CHECK(store.contents().credentials.size() == 1);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what an earlier process left serves at once although it is wanted already and asked for") {
+TEST_CASE_FIXTURE(Fixture,
+                  "what an earlier process left serves at once although it is wanted already and asked for") {
   store.set_wanted({kWeb});
   VaultContents left{.credentials = {ca.credential({.uris = {kWeb}})}, .trust = ca.trust()};
   store.adopt(left);

@@ -1,5 +1,6 @@
-// A load-balancing policy chooses one of a port's usable endpoints. Pure: what it may look at comes in, an index goes
-// out. One file per policy and one line in registry.cc. Worker thread only, since the loads are the worker's.
+// A load-balancing policy chooses one of a port's usable endpoints. Pure: what it may look at comes in, an
+// index goes out. One file per policy and one line in registry.cc. Worker thread only, since the loads are
+// the worker's.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +15,8 @@ namespace nodemesh::upstream {
 
 // What one worker remembers of one Service port.
 struct PortLoad {
-  uint64_t picks = 0;                                // made so far, for round robin
-  std::unordered_map<SockAddr, uint32_t> open;       // connections by endpoint; absent = 0
+  uint64_t picks = 0;                           // made so far, for round robin
+  std::unordered_map<SockAddr, uint32_t> open;  // connections by endpoint; absent = 0
   uint32_t open_to(const model::Endpoint& endpoint) const {
     auto found = open.find(endpoint.target());
     return found == open.end() ? 0 : found->second;
@@ -23,7 +24,8 @@ struct PortLoad {
 };
 
 // `endpoints` is not empty; `random` is uniform over 64 bits. Returns an index into `endpoints`.
-using LbFunction = size_t (*)(std::span<const model::Endpoint> endpoints, const PortLoad& load, uint64_t random);
+using LbFunction = size_t (*)(std::span<const model::Endpoint> endpoints, const PortLoad& load,
+                              uint64_t random);
 
 size_t least_request(std::span<const model::Endpoint> endpoints, const PortLoad& load, uint64_t random);
 size_t round_robin(std::span<const model::Endpoint> endpoints, const PortLoad& load, uint64_t random);

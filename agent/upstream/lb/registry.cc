@@ -5,7 +5,8 @@
 namespace nodemesh::upstream {
 namespace {
 
-constexpr std::array kPolicies = {model::LbPolicy::least_request, model::LbPolicy::round_robin, model::LbPolicy::random};
+constexpr std::array kPolicies = {model::LbPolicy::least_request, model::LbPolicy::round_robin,
+                                  model::LbPolicy::random};
 constexpr std::array<LbFunction, kPolicies.size()> kFunctions = {least_request, round_robin, random_choice};
 
 }  // namespace
@@ -17,6 +18,8 @@ LbFunction lb_function(model::LbPolicy policy) {
   return least_request;
 }
 
-std::span<const model::LbPolicy> lb_policies() { return kPolicies; }
+std::span<const model::LbPolicy> lb_policies() {
+  return kPolicies;
+}
 
 }  // namespace nodemesh::upstream
