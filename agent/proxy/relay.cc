@@ -42,7 +42,9 @@ bool TcpRelay::pump(io::TcpEnd& from, io::TcpEnd& to) {
               &from == &client ? "the client reset the connection" : "the server reset the connection"});
       return false;
     }
-    if (status == io::TcpEnd::Status::end) to.end_write();
+    // When this was the second end and nothing is left, closing says it, without a call of its own.
+    bool last = to.read_ended() && to.kept() == 0 && from.kept() == 0;
+    if (status == io::TcpEnd::Status::end && !last) to.end_write();
   }
   if (client.read_ended() && server.read_ended() && client.kept() == 0 && server.kept() == 0) {
     finish({Reason::NONE, {}});

@@ -5,12 +5,14 @@ Called by scripts/test, which installs the packages first. Two builds serve all 
 `fuzz`, which is the sanitised build (address, undefined) with the coverage hooks that the fuzzers need besides.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RELEASE, SANITISED = f"{ROOT}/build/release", f"{ROOT}/build/fuzz"
 FUZZ_SECONDS = 8
+BUILDING = {"release": threading.Lock(), "fuzz": threading.Lock()}
 KERNELS = ("6.1", "6.12")
 SANITISER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=1:strict_string_checks=1:detect_stack_use_after_return=0",
@@ -40,14 +43,29 @@ class Skipped(Exception):
     """The tier cannot run here; the text says why."""
 
 
-def build(preset, targets=("all",)):
-    """Configures once and builds; a failure ends the run."""
+def build(preset, priority=0):
+    """Configures once and builds, or waits for the build that is under way; a failure fails the tier."""
+    with BUILDING[preset]:
+        _build(preset, priority)
+
+
+def _build(preset, priority):
     folder = f"{ROOT}/build/{preset}"
     # So that a compiler cache serves every clone of the repository, wherever it lies.
     cache = {**os.environ, "CCACHE_BASEDIR": ROOT, "CCACHE_NOHASHDIR": "1"}
     if not os.path.exists(f"{folder}/build.ninja"):
         subprocess.run(["cmake", "--preset", preset], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", folder, "--target", *targets, "--", "--quiet"], cwd=ROOT, check=True, env=cache)
+    subprocess.run(["nice", "-n", str(priority), "cmake", "--build", folder, "--", "--quiet"], cwd=ROOT, check=True,
+                   env=cache)
+
+
+def build_meanwhile(preset):
+    """Builds in the background, for tiers that come later: most tiers before them keep one core busy at most."""
+    def work():
+        with contextlib.suppress(subprocess.CalledProcessError):  # the tier that needs it builds again, and says so
+            build(preset, priority=10)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def need_root():
@@ -78,7 +96,8 @@ def pytest(folder, build_dir, env=None, words=()):
         done = subprocess.run(
             ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5",
              f"--junitxml={report.name}", *words, f"{ROOT}/tests/{folder}"], cwd=f"{ROOT}/tests", check=False,
-            env={**os.environ, "NODEMESH_BUILD_DIR": build_dir, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})})
+            env={**os.environ, "NODEMESH_BUILD_DIR": build_dir, "PYTHONDONTWRITEBYTECODE": "1",
+                 "NODEMESH_TEST_TIME_FACTOR": "2", **(env or {})})
         try:
             suites = xml.parse(report.name).getroot().iter("testsuite")
             total = Count()
@@ -186,7 +205,8 @@ def main(names):
         sys.exit(f"scripts/test: no tier {', '.join(unknown)}; there are {', '.join(TIERS)}")
     sys.stdout.reconfigure(line_buffering=True)
     total, times = Count(), []
-    for name in names or TIERS:
+    names = names or list(TIERS)
+    for name in names:
         print(f"\n== {name}")
         started = time.monotonic()
         try:
@@ -197,6 +217,8 @@ def main(names):
         except subprocess.CalledProcessError as error:
             print(f"{name}: {error}")
             count = Count(failed=1)
+        if name == "unit" and {"fuzz", "asan"} & set(names):
+            build_meanwhile("fuzz")
         total += count
         times.append(f"{name:8} {time.monotonic() - started:6.1f} s   {count.passed} passed, {count.failed} failed"
                      + (f", {count.skipped} skipped" if count.skipped else ""))
