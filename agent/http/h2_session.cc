@@ -191,7 +191,14 @@ struct H2Callbacks {
       return 0;
     }
     auto& me = self(user);
-    if (me.batch_owner_ != owner || me.batch_.size() == kBatchPieces) me.deliver();
+    if (me.batch_owner_ != owner || me.batch_.size() == kBatchPieces) {
+      me.deliver();
+      owner = stream(session, id);  // which may have been abandoned meanwhile
+      if (owner == nullptr) {
+        nghttp2_session_consume_stream(session, id, size);
+        return 0;
+      }
+    }
     me.batch_owner_ = owner;
     me.batch_.push_back({const_cast<uint8_t*>(data), size});
     me.batch_bytes_ += size;

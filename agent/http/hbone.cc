@@ -165,7 +165,7 @@ void HboneConnection::flush() {
   if (session_->open_streams() > 0) busy_at_ = reactor_.now();
   bool drained =
       draining_ && (refusing_ || role_ == H2Session::Role::client) && session_->open_streams() == 0;
-  if ((drained && !tls_.blocked()) || session_->finished()) close(session_->error());
+  if ((drained || session_->finished()) && !tls_.blocked()) close(session_->error());
 }
 
 void HboneConnection::on_ping_ack() {
@@ -224,8 +224,8 @@ void HboneConnection::finish() {
     tls_.flush();
   }
   if (session_) session_->close_all(was_open);
-  // The peer is still sending: closing now would reset the connection, and it would never read the GOAWAY.
-  if (was_open && session_->error().reason != Reason::NONE) {
+  // The peer may still be sending: closing now would reset the connection, and it would lose our last bytes.
+  if (was_open && (error_.reason == Reason::NONE || session_->error().reason != Reason::NONE)) {
     state_ = State::lingering;
     ::shutdown(tls_.fd(), SHUT_WR);
     timer_.arm(reactor_, kLinger);

@@ -17,7 +17,8 @@ std::shared_ptr<const std::string> identity_of(const model::Shared<model::Worklo
 int connect_application(io::TcpEnd& end, Fd socket, const SockAddr& target, const Addr& client,
                         const PodState& pod) {
   // A pod that calls itself through a Service keeps its own address; binding it would clash with its sockets.
-  bool borrow = pod.info.source_kept && client.is_v4() == target.ip.is_v4() && client != target.ip;
+  bool borrow = pod.info.source_kept && client.is_v4() == target.ip.is_v4() && client != target.ip &&
+                !client.is_loopback() && !client.is_unspecified();
   SockAddr from{client, 0};
   return end.connect(std::move(socket), target, borrow ? &from : nullptr, pod.family);
 }

@@ -43,7 +43,9 @@ void InboundTunnel::begin(Worker& worker, PodState& pod, Accepted accepted) {
   if (tunnel->connection_ == nullptr) return;
   pod.handshakes.push_back(tunnel.get());
   if (pod.handshakes.size() > kMaxHandshakes) {
-    pod.handshakes.front()->connection_->close({Reason::OVER_LIMIT, "too many handshakes in flight"});
+    auto* oldest = pod.handshakes.front();
+    pod.handshakes.pop_front();  // closing takes until the end of the turn, and the next burst needs another
+    oldest->connection_->close({Reason::OVER_LIMIT, "too many handshakes in flight"});
   }
   auto* key = tunnel.get();
   pod.tunnels.emplace(key, std::move(tunnel));

@@ -1,5 +1,6 @@
 #include "proxy/outbound.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -61,6 +62,7 @@ Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
   for (const auto& own : pod_.info.addresses) {
     if (record_.dst.ip == own) return nodemesh::fail(Reason::UNPUBLISHED, "the connection was not captured");
   }
+  own_source();
   if (!decided) {
     auto destination = identify_destination(*worker_.snapshot, record_.dst);
     if (!destination) return std::unexpected(destination.error());
@@ -72,6 +74,16 @@ Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
   record_.service = worker_.labels.service(decided->service);
   record_.destination = worker_.labels.workload(decided->workload);
   return {};
+}
+
+// An application may bind any loopback address before it connects. Policies and the server must see the pod's
+// own.
+void OutboundSession::own_source() {
+  const auto& own = pod_.info.addresses;
+  if (own.empty() || std::ranges::find(own, record_.src.ip) != own.end()) return;
+  auto same_family = [&](const Addr& address) { return address.is_v4() == record_.dst.ip.is_v4(); };
+  auto found = std::ranges::find_if(own, same_family);
+  record_.src.ip = found != own.end() ? *found : own.front();
 }
 
 // All streams of one tunnel live on one worker: the connection moves there before its first byte is read.

@@ -31,6 +31,7 @@ class OutboundSession final : public Session,
   OutboundSession(Worker& worker, PodState& pod, Accepted accepted);
   void run(std::optional<OutboundDecision> decided);
   Result<> decide(std::optional<OutboundDecision>& decided);
+  void own_source();
   bool hand_over(const OutboundDecision& decided);
   void connect(const OutboundDecision& decided);
   void connect_same_node();

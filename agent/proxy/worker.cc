@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "base/log.h"
 #include "proxy/connect.h"
 #include "proxy/inbound.h"
@@ -82,13 +84,22 @@ void Worker::set_snapshot(std::shared_ptr<const model::Snapshot> next) {
   std::vector<std::string> domains{snapshot->mesh().trust_domain};
   domains.insert(domains.end(), snapshot->mesh().trust_domain_aliases.begin(),
                  snapshot->mesh().trust_domain_aliases.end());
-  if (domains != trust_domains_) verifier.set_trust_domains(trust_domains_ = std::move(domains));
+  if (domains != trust_domains_) {
+    verifier.set_trust_domains(trust_domains_ = std::move(domains));
+    verify_again();
+  }
   for (auto& [cookie, pod] : pods_) refresh_pod(*pod);
   redecide();
 }
 
 void Worker::refresh_pod(PodState& pod) {
-  pod.workload = snapshot->find_workload_by_uid(pod.info.uid);
+  auto before = std::exchange(pod.workload, snapshot->find_workload_by_uid(pod.info.uid));
+  // Tunnels and sessions to resume speak for the service account they were made with.
+  if (before != nullptr && pod.workload != nullptr && before->identity != pod.workload->identity) {
+    pool->close_pod(pod.info.cookie, {Reason::NO_IDENTITY, "the pod's service account has changed"});
+    client_tls->forget_sessions(fmt::format("{:x} ", pod.info.cookie));
+    for (auto& [key, tunnel] : pod.tunnels) tunnel->connection().drain();
+  }
   pod.baggage = pod.workload != nullptr ? baggage_of(*pod.workload) : std::string();
   auto found = pod.workload != nullptr ? credentials_.find(pod.workload->identity) : credentials_.end();
   pod.credential = found != credentials_.end() ? found->second : nullptr;
@@ -117,7 +128,11 @@ void Worker::set_credential(const std::string& uri, std::shared_ptr<const tls::C
 
 void Worker::set_trust(std::shared_ptr<const tls::TrustBundle> trust) {
   verifier.set_trust(std::move(trust));
-  // Whoever the new roots do not vouch for is gone at once.
+  verify_again();
+}
+
+// Whoever is not trusted any more is gone at once.
+void Worker::verify_again() {
   pool->verify_again(verifier);
   for (auto& [cookie, pod] : pods_) {
     for (auto& [key, tunnel] : pod->tunnels) {
@@ -235,12 +250,12 @@ Reason Worker::check_limits(const PodState& pod, int fd) {
   if (used >= limit) {
     shed(share);
     // The last tenth is for pods that hold little: the room made for them comes a moment later.
-    bool modest = pod.sessions.size() <= share / 4 && used < options.descriptor_limit * kLastPercent / 100;
+    bool modest = pod.held() <= share / 4 && used < options.descriptor_limit * kLastPercent / 100;
     return modest ? Reason::NONE : Reason::OUT_OF_DESCRIPTORS;
   }
   // The fair share binds only when descriptors are getting short and others want some.
   bool scarce = used >= limit / 2 && pods_.size() > 1;
-  return scarce && pod.sessions.size() > share ? Reason::OVER_LIMIT : Reason::NONE;
+  return scarce && pod.held() > share ? Reason::OVER_LIMIT : Reason::NONE;
 }
 
 // Whoever holds more than a fair share loses its oldest connection; workers see only their own, so all are
@@ -257,9 +272,17 @@ void Worker::shed(size_t share) {
 bool Worker::shed_here(size_t share) {
   PodState* largest = nullptr;
   for (auto& [cookie, pod] : pods_) {
-    if (largest == nullptr || pod->sessions.size() > largest->sessions.size()) largest = pod.get();
+    if (largest == nullptr || pod->held() > largest->held()) largest = pod.get();
   }
-  if (largest == nullptr || largest->sessions.size() <= share) return false;
+  if (largest == nullptr || largest->held() <= share) return false;
+  // Tunnels that carry nothing first: their peers can open others when they need them.
+  for (auto& [key, tunnel] : largest->tunnels) {
+    auto& connection = tunnel->connection();
+    if (!connection.ready() || connection.draining() || connection.session().open_streams() > 0) continue;
+    connection.drain();
+    return true;
+  }
+  if (largest->sessions.first() == nullptr) return false;
   largest->sessions.first()->abort(
       {Reason::OUT_OF_DESCRIPTORS, "closed to make room: the oldest connection of the pod with most"});
   return true;

@@ -63,6 +63,8 @@ struct PodState {
   std::unordered_map<InboundTunnel*, std::unique_ptr<InboundTunnel>> tunnels;
   std::deque<InboundTunnel*> handshakes;  // of `tunnels`, those not finished yet, oldest first
 
+  // Connections it holds open in this process, as far as fairness counts them.
+  size_t held() const { return sessions.size() + tunnels.size(); }
   upstream::PoolSource pool_source() { return {info.cookie, family, &stock, credential}; }
 };
 
@@ -123,6 +125,7 @@ class Worker {
 
  private:
   void refresh_pod(PodState& pod);
+  void verify_again();
   void forget_left_pods();
   void tick();
   void shed(size_t share);

@@ -86,6 +86,9 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     pool_.groups_.erase(self);
   }
   Result<> connect(Fd socket) {
+    if (source.family == AF_INET && !key.peer.ip.is_v4()) {
+      return fail(Reason::CONNECT_FAILED, "the pod has no IPv6 to reach " + key.peer.to_string());
+    }
     auto slash = key.accepted.find('/');
     auto accepted = std::make_shared<tls::AcceptedPeers>();
     accepted->push_back({key.accepted.substr(0, slash), key.accepted.substr(slash + 1)});

@@ -186,6 +186,8 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
                     abort(sock)
                     result["how"] = "we reset"
                     break
+                if result["how"] == "fin":
+                    break
                 selector.modify(sock, selectors.EVENT_READ)
             if send and not writing and not half_close and result["received"] >= send:
                 result["how"] = "complete"
@@ -203,7 +205,10 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
                 data = sock.recv(1 << 18)
                 if not data:
                     result["how"] = "fin"
-                    break
+                    if not left:
+                        break
+                    selector.modify(sock, selectors.EVENT_WRITE)  # the server finished first; it still reads
+                    continue
                 if len(result["head"]) < 60:
                     result["head"] += data[:60].decode("latin-1")
                 checksum = crc32(data, checksum)

@@ -195,6 +195,28 @@ def tier_asan():
             + pytest("netns", SANITISED, {**slow, "ASAN_OPTIONS": slow["ASAN_OPTIONS"] + ":detect_leaks=0"}))
 
 
+@contextlib.contextmanager
+def room_for_watchers():
+    """The kernel gives inotify instances back some time after their process has ended, and lets a user have 128 as it
+    comes. Tests start and kill hundreds of processes that watch folders, so for the run it may be more."""
+    path = "/proc/sys/fs/inotify/max_user_instances"
+    with open(path, encoding="ascii") as limit:
+        before = limit.read()
+    if os.geteuid() != 0 or int(before) >= 1024:
+        yield
+        return
+    try:
+        _write(path, "1024")
+        yield
+    finally:
+        _write(path, before)
+
+
+def _write(path, text):
+    with open(path, "w", encoding="ascii") as out:
+        out.write(text)
+
+
 TIERS = {"lint": tier_lint, "unit": tier_unit, "golden": tier_golden, "bpf": tier_bpf, "kernels": tier_kernels, "netns": tier_netns,
          "wire": tier_wire, "fuzz": tier_fuzz, "asan": tier_asan}
 
@@ -229,4 +251,5 @@ def main(names):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with room_for_watchers():
+        sys.exit(main(sys.argv[1:]))
