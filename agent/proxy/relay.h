@@ -77,7 +77,7 @@ class TunnelRelay final : public http::H2Stream, private io::TcpEndOwner {
   // The stream is (client: about to be) opened on `connection`, which tells on_close before it dies.
   void attach(http::HboneConnection& connection) {
     connection_ = &connection;
-    flowing_ = closed_ = answered_ = peer_ended_ = false;
+    closed_ = answered_ = peer_ended_ = false;
   }
   // Client: bytes may flow before the answer, since the peer is one of ours and buffers them.
   void allow_early_data() { flowing_ = true; }
