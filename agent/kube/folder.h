@@ -1,10 +1,12 @@
 // Keeps a Store equal to a folder of manifests: reads *.yaml, *.yml and *.json at the start and watches them
 // with inotify, so that editors, atomic renames and the `..data` symlink swap of mounted ConfigMaps are all
-// seen, 50 ms after the last event. Not recursive. If the folder goes away, what was read stays in force
-// until it is back. Lives on the reactor's thread.
+// seen, 50 ms after the last event. A file that was modified and not yet closed is not read: what was last
+// read from it stays in force until its writer closes it. Not recursive. If the folder goes away, what was
+// read stays in force until it is back. Lives on the reactor's thread.
 #pragma once
 
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 
@@ -29,10 +31,19 @@ class Folder final : private io::EventHandler {
   bool watching() const { return watching_; }
 
  private:
+  struct Writing {
+    Monotonic::time_point since;
+    bool reported = false;
+  };
+
   void on_events(uint32_t events) override;
   Result<> watch();
   void drain_events();
+  void note(const std::string& name, uint32_t mask);
+  void arm_settle();
   void settle();
+  void report_stalled();
+  bool read_first();
   bool reload_all();
   bool reload(const std::string& name);
   void lost();
@@ -48,8 +59,10 @@ class Folder final : private io::EventHandler {
   bool all_dirty_ = false;
   std::set<std::string> dirty_;  // names in the folder
   Monotonic::time_point dirty_since_{};
-  std::set<std::string> known_;  // names that the store has
+  std::map<std::string, Writing> writing_;  // names that were modified and not closed since
+  std::set<std::string> known_;             // names that the store has
   io::Timer settle_timer_;
+  io::Timer stall_timer_;
   io::Timer retry_timer_;
 };
 

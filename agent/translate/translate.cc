@@ -1,6 +1,7 @@
 #include "translate/translate.h"
 
 #include <algorithm>
+#include <set>
 #include <unordered_map>
 
 #include "translate/policies.h"
@@ -72,10 +73,34 @@ class Translator {
   }
 
  private:
+  // Of Pods of one age, those that hold all they claim come first: a newcomer takes nothing from them.
+  std::vector<const kube::Entry*> pods_in_order() const {
+    auto entries = by_age(store_, "Pod");
+    if (!previous_) return entries;
+    std::set<const kube::Entry*> holders;
+    for (const auto* entry : entries) {
+      if (holds_its_claims(*entry)) holders.insert(entry);
+    }
+    std::ranges::sort(entries, [&](auto* a, auto* b) {
+      bool one_age = a->object->creation_timestamp == b->object->creation_timestamp;
+      if (one_age && holders.contains(a) != holders.contains(b)) return holders.contains(a);
+      return older(*a->object, *b->object);
+    });
+    return entries;
+  }
+
+  bool holds_its_claims(const kube::Entry& entry) const {
+    const auto& pod = *entry.object;
+    const auto& spec = static_cast<const PodSpec&>(*entry.decoded);
+    auto before = previous_->find_workload(pod.key.ns, pod.key.name);
+    return before && before->uid == (pod.uid.empty() ? pod.key.ns + "/" + pod.key.name : pod.uid) &&
+           before->netns == spec.netns && std::ranges::equal(before->addresses, spec.addresses);
+  }
+
   // Pods claim their addresses before Services do: a pod's address is a fact, a VIP a wish.
   void add_workloads() {
     Policies policies(store_, content_.mesh, previous_.get(), reports_);
-    for (const auto* entry : by_age(store_, "Pod")) {
+    for (const auto* entry : pods_in_order()) {
       auto made = make_workload(store_, *entry, content_.mesh.trust_domain, claims_, reports_);
       if (!made) continue;
       Shared<model::Workload> before;

@@ -112,6 +112,59 @@ TEST_CASE_FIXTURE(Fixture, "a file that is still being written is not read") {
   CHECK(wait_for([&] { return has("half"); }));
 }
 
+TEST_CASE_FIXTURE(Fixture, "a file that is rewritten in place keeps its last version until it is closed") {
+  write("a.yaml", thing("first") + thing("deny"));
+  REQUIRE(folder.start());
+  for (int round = 0; round < 5; ++round) {
+    CAPTURE(round);
+    auto n = std::to_string(round);
+    write("a.yaml", thing("first") + thing("deny"));  // its settling falls into the next write
+    std::ofstream slow(dir / "config/a.yaml", std::ios::trunc);
+    write("x" + n + ".yaml", thing("x" + n));
+    REQUIRE(wait_for([&] { return has("x" + n); }));
+    CHECK(has("deny"));
+    slow << thing("first") << std::flush;
+    fs::permissions(dir / "config/a.yaml", fs::perms::owner_read | fs::perms::owner_write);
+    write("y" + n + ".yaml", thing("y" + n));
+    REQUIRE(wait_for([&] { return has("y" + n); }));
+    CHECK(has("deny"));
+    slow << thing("deny") << thing("last" + n);
+    slow.close();
+    CHECK(wait_for([&] { return has("last" + n) && has("deny"); }));
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "reading the whole folder again leaves out what is being written") {
+  write("a.yaml", thing("deny"));
+  REQUIRE(folder.start());
+  std::ofstream slow(dir / "config/a.yaml", std::ios::trunc);
+  fs::create_directory_symlink(".", dir / "config/..data");
+  write("other.yaml", thing("other"));
+  REQUIRE(wait_for([&] { return has("other"); }));
+  CHECK(has("deny"));
+  fs::remove(dir / "config/..data");
+  write("more.yaml", thing("more"));
+  REQUIRE(wait_for([&] { return has("more"); }));
+  CHECK(has("deny"));
+  slow << thing("last");
+  slow.close();
+  CHECK(wait_for([&] { return has("last") && !has("deny"); }));
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "a file whose writer closes it empty, or that is replaced or removed, is followed") {
+  for (auto name : {"a", "b", "c"}) write(std::string(name) + ".yaml", thing(name));
+  REQUIRE(folder.start());
+  write("a.yaml", "");
+  CHECK(wait_for([&] { return !has("a"); }));
+  std::ofstream b(dir / "config/b.yaml", std::ios::trunc), c(dir / "config/c.yaml", std::ios::trunc);
+  write("tmp", thing("b2"));
+  fs::rename(dir / "config/tmp", dir / "config/b.yaml");
+  fs::remove(dir / "config/c.yaml");
+  b << thing("late") << std::flush;  // into the file that was replaced
+  CHECK(wait_for([&] { return has("b2") && !has("b") && !has("c"); }));
+}
+
 TEST_CASE_FIXTURE(Fixture, "the symlink swap of a mounted ConfigMap is followed") {
   auto config = dir / "config";
   for (auto version : {"..v1", "..v2"}) {

@@ -105,6 +105,28 @@ TEST_CASE_FIXTURE(Fixture, "enrolment follows the labels live, both ways") {
   CHECK(run().find_workload("shop", "p1")->enrolled);
 }
 
+TEST_CASE_FIXTURE(Fixture, "of two Pods of one age that claim one address, the one that has it keeps it") {
+  auto claim = [](const std::string& name, const std::string& uid) {
+    return "---\napiVersion: v1\nkind: Pod\nmetadata: {name: " + name + ", namespace: shop, uid: " + uid +
+           "}\nspec: {nodeName: node1, containers: []}\nstatus: {podIPs: [{ip: 10.0.0.9}]}\n";
+  };
+  auto holds = [&](const std::string& name) {
+    auto found = last.snapshot->find_workload("shop", name);
+    return found && found->addresses.size() == 1;
+  };
+  set("a", shop() + claim("m", "u1"));
+  run();
+  set("b", claim("a", "u2"));
+  run();
+  CHECK((holds("m") && !holds("a")));
+  set("c", pod(1));
+  run();
+  CHECK((holds("m") && !holds("a")));
+  set("a", shop() + claim("m", "u3"));  // another Pod of that name
+  run();
+  CHECK((holds("a") && !holds("m")));
+}
+
 TEST_CASE_FIXTURE(Fixture, "each problem is told once") {
   set("a", shop() + pod(1));
   run();
