@@ -220,6 +220,10 @@ Result<> Capture::set_pod(uint64_t netns_cookie, std::span<const Addr> addresses
 
 Result<> Capture::remove_pod(uint64_t netns_cookie) {
   if (auto done = unsteer(netns_cookie); !done) return done;
+  return close_pod(netns_cookie);
+}
+
+Result<> Capture::close_pod(uint64_t netns_cookie) {
   for (int kind = 0; kind < NM_LISTENER_COUNT; kind++)
     if (auto done = clear_listener(netns_cookie, static_cast<nm_listener>(kind)); !done) return done;
   return state_->map("pods").erase(netns_cookie);
@@ -248,6 +252,11 @@ Result<> Capture::unsteer(uint64_t netns_cookie) {
 
 bool Capture::steered(uint64_t netns_cookie) const {
   return state_->steering.contains(netns_cookie);
+}
+
+uint64_t Capture::steered_inode(uint64_t netns_cookie) const {
+  auto found = state_->steering.find(netns_cookie);
+  return found == state_->steering.end() ? 0 : found->second.state().target_id;
 }
 
 Result<> Capture::set_listener(uint64_t netns_cookie, nm_listener kind, int listener_fd) {

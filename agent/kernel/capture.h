@@ -70,13 +70,19 @@ class Capture {
   // both before enrolling.
   Result<> set_pod(uint64_t netns_cookie, std::span<const Addr> addresses, nm_enrolment enrolment);
   // Takes away the pod's steering, listeners and entry, in this order. Not an error if it is unknown.
+  // The namespace is as it was before: only for one that leaves the mesh on purpose, or is dead.
   Result<> remove_pod(uint64_t netns_cookie);
+  // Takes away listeners and entry and leaves the steering: connections from outside find no listener and are
+  // dropped (NO_LISTENER) until the pod is set again, or removed. Not an error if it is unknown.
+  Result<> close_pod(uint64_t netns_cookie);
 
   // Attaches (and pins) the inbound program in the namespace `netns_fd` (borrowed; /proc/<pid>/ns/net).
   // Again: swaps it.
   Result<> steer(int netns_fd, uint64_t netns_cookie);
   Result<> unsteer(uint64_t netns_cookie);
   bool steered(uint64_t netns_cookie) const;
+  // Inode of the namespace that is steered; 0: it is dead, or not steered.
+  uint64_t steered_inode(uint64_t netns_cookie) const;
 
   // Publishes a listening socket (borrowed; the first of its SO_REUSEPORT group; made in the pod's namespace)
   // as the target of `kind`, atomically replacing the one before. The entry vanishes with the last descriptor

@@ -104,6 +104,10 @@ class Warden final : private ProxyChannelEvents {
   void finish_leaving();
   void declare_gone(uint64_t cookie, Leaving& leaving);
   void drop_adopted();
+  void close(uint64_t cookie, const std::string& uid);
+  void release_closed(const LocalPod& pod);
+  bool lives_in(const LocalPod& pod, uint64_t cookie) const;
+  void sweep_closed();
   void complain(LocalPod& pod, const std::string& why);
   void check(const Result<>& done, std::string_view what);
   LocalPod* find_by_cookie(uint64_t cookie);
@@ -146,6 +150,9 @@ class Warden final : private ProxyChannelEvents {
   uint64_t own_cookie_ = 0;
   std::map<std::string, LocalPod> pods_;  // by uid
   std::map<uint64_t, Leaving> leaving_;   // by cookie
+  // Namespaces whose pod was lost, not taken out of the mesh: by cookie, the pod's uid; empty: not known.
+  // Nothing gets into them until their pod is back, opts out, or they are dead.
+  std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
   uint64_t next_proxy_id_ = 1;
   uint32_t workers_ = 0;  // of the newest proxy; 0 before the first

@@ -1,4 +1,6 @@
 // Pods: from what the source wants to what the kernel knows.
+#include <sys/stat.h>
+
 #include <algorithm>
 
 #include "base/log.h"
@@ -123,16 +125,23 @@ void Warden::set_pods(LocalPods pods) {
 void Warden::reconcile() {
   if (!sourced_) return;
   finish_leaving();
+  sweep_closed();
   for (auto& [uid, pod] : pods_) reconcile_pod(pod);
   if (!adoption_settled_) drop_adopted();
 }
 
 void Warden::reconcile_pod(LocalPod& pod) {
   bool enrolled = wants_capture(*pod.wanted);
-  bool same = pod.netns && pod.netns_path == pod.wanted->netns && still_names(pod.netns_path, *pod.netns);
-  if (pod.netns && !same) lose(pod);
+  if (pod.netns) {
+    // Another path to the same namespace is no change.
+    if (still_names(pod.wanted->netns, *pod.netns))
+      pod.netns_path = pod.wanted->netns;
+    else
+      lose(pod);
+  }
   if (!enrolled) {
     if (pod.netns) unenrol(pod);
+    release_closed(pod);
     follow_cgroup(pod, false);
     return complain(pod, "");
   }
@@ -185,9 +194,16 @@ Result<> Warden::find_namespace(LocalPod& pod) {
   }
   pod.netns = std::move(*netns);
   pod.netns_path = wanted.netns;
+  bool was_steered = capture_.steered(pod.netns->cookie);
   auto enrolled = enrol(pod);
-  if (!enrolled) {
-    check(capture_.remove_pod(pod.netns->cookie), "undoing an enrolment");
+  if (enrolled) {
+    closed_.erase(pod.netns->cookie);
+  } else {
+    // What was in the mesh before, perhaps by an earlier process, does not fall out of it by a failure.
+    if (was_steered)
+      close(pod.netns->cookie, "");
+    else
+      check(capture_.remove_pod(pod.netns->cookie), "undoing an enrolment");
     pod.netns.reset();
     pod.addresses.clear();
     pod.captured = false;
@@ -255,14 +271,20 @@ void Warden::unenrol(LocalPod& pod) {
   follow_cgroup(pod, false);
   Pod last = describe(pod);
   last.enrolled = false;
+  check(capture_.remove_pod(last.cookie), "removing a pod");
   leave(pod, false);
   tell_all(PodUpdate{to_record(last)});
 }
 
-// The namespace is another one now, or gone, while the object is still there.
+// Its object or the way to its namespace is gone, which nobody may use to open the pod: as long as the
+// namespace lives, nothing gets in.
 void Warden::lose(LocalPod& pod) {
   log::info(log::Component::warden, "pod's network namespace is gone", {{"pod", name_of(*pod.wanted)}});
   uint64_t cookie = pod.netns->cookie;
+  if (pod.captured)
+    close(cookie, pod.wanted->uid);
+  else
+    check(capture_.remove_pod(cookie), "removing a pod");  // it was never in force
   leave(pod, true);
   tell_all(PodGone{cookie});
 }
@@ -284,7 +306,6 @@ void Warden::declare_gone(uint64_t cookie, Leaving& leaving) {
 
 void Warden::leave(LocalPod& pod, bool gone) {
   uint64_t cookie = pod.netns->cookie;
-  check(capture_.remove_pod(cookie), "removing a pod");
   for (const SockAddr& probe : pod.probes) check(capture_.clear_probe(probe), "removing a probe");
   Leaving leaving{.uid = pod.wanted->uid,
                   .path = pod.netns_path,
@@ -322,13 +343,58 @@ void Warden::finish_leaving() {
 
 void Warden::leave_pods() {
   for (auto& [uid, pod] : pods_) {
-    if (pod.netns) leave(pod, true);
+    if (!pod.netns) continue;
+    check(capture_.remove_pod(pod.netns->cookie), "removing a pod");
+    leave(pod, true);
   }
+  for (const auto& [cookie, uid] : closed_) check(capture_.remove_pod(cookie), "removing a lost pod");
+  closed_.clear();
   for (auto& [cookie, leaving] : leaving_) leaving.waiting.clear();
   finish_leaving();
 }
 
-// What an earlier process told the kernel and nobody wants any more.
+void Warden::close(uint64_t cookie, const std::string& uid) {
+  check(capture_.close_pod(cookie), "closing a lost pod");
+  if (uid.empty())
+    closed_.try_emplace(cookie, uid);
+  else
+    closed_.insert_or_assign(cookie, uid);
+}
+
+// The pod, whose object is well, is not to be in the mesh: what was closed on its account is opened.
+void Warden::release_closed(const LocalPod& pod) {
+  std::erase_if(closed_, [&](const auto& entry) {
+    const auto& [cookie, uid] = entry;
+    bool its = uid.empty() ? lives_in(pod, cookie) : uid == pod.wanted->uid;
+    if (its) check(capture_.remove_pod(cookie), "removing a lost pod");
+    return its;
+  });
+}
+
+// An object alone is no proof: the namespace it names must have its addresses.
+bool Warden::lives_in(const LocalPod& pod, uint64_t cookie) const {
+  const model::Workload& wanted = *pod.wanted;
+  struct stat file{};
+  if (wanted.host_network || wanted.netns.empty() || wanted.addresses.empty()) return false;
+  if (::stat(wanted.netns.c_str(), &file) != 0 || file.st_ino != capture_.steered_inode(cookie)) return false;
+  auto netns = open_netns(wanted.netns);
+  if (!netns || netns->cookie != cookie) return false;
+  auto present = addresses_in(netns->fd.get());
+  return present && std::ranges::all_of(wanted.addresses, [&](const Addr& address) {
+           return std::ranges::find(*present, address) != present->end();
+         });
+}
+
+void Warden::sweep_closed() {
+  std::erase_if(closed_, [&](const auto& entry) {
+    if (capture_.steered_inode(entry.first) != 0) return false;
+    check(capture_.remove_pod(entry.first), "removing a dead pod");
+    return true;
+  });
+}
+
+// What an earlier process told the kernel and nobody wants any more. A steered namespace stays closed:
+// whether its pod left on purpose is for the pod's own object to say.
 void Warden::drop_adopted() {
   adoption_settled_ = true;
   if (!capture_.adopted()) return;
@@ -340,11 +406,18 @@ void Warden::drop_adopted() {
     probes.insert(probes.end(), pod.probes.begin(), pod.probes.end());
   }
   for (const auto& pod : capture_.pods()) {
-    if (!cookies.contains(pod.netns_cookie))
+    if (cookies.contains(pod.netns_cookie)) continue;
+    // One that was about to join was not in force yet.
+    if (pod.enrolment == NM_ENROL_ON && capture_.steered(pod.netns_cookie))
+      close(pod.netns_cookie, "");
+    else
       check(capture_.remove_pod(pod.netns_cookie), "removing an old pod");
   }
   for (uint64_t cookie : capture_.steered_pods()) {
-    if (!cookies.contains(cookie)) check(capture_.remove_pod(cookie), "removing an old pod");
+    if (!cookies.contains(cookie)) close(cookie, "");
+  }
+  for (auto& [uid, pod] : pods_) {
+    if (!wants_capture(*pod.wanted)) release_closed(pod);
   }
   for (const auto& cgroup : capture_.cgroups()) {
     if (!cgroups.contains(cgroup.id)) check(capture_.remove_cgroup(cgroup.id), "removing an old cgroup");

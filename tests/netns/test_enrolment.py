@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 
 import pytest
 
@@ -44,6 +45,39 @@ def test_a_pod_can_join_although_its_namespace_does_not(strict):
     mesh.wait_reaches(mesh.outsider, mesh.server)
     mesh.apply(labelled(mesh.outsider, None))
     mesh.wait_refused(mesh.outsider, mesh.server)
+
+
+def test_an_outsiders_plaintext_never_completes_while_the_servers_enrolment_is_lost(strict):
+    mesh = strict
+    well = mesh.server.object
+    elsewhere, refused = copy.deepcopy(well), copy.deepcopy(well)
+    elsewhere["metadata"]["annotations"][manifests.NETNS_ANNOTATION] = "/run/netns/nowhere"
+    refused["spec"]["nodeName"] = ["not", "a", "name"]
+
+    def stays_closed(how):
+        for _ in range(25):  # from before the warden sees the change until long after
+            assert mesh.attempt(mesh.outsider, mesh.server, timeout=2)["how"] != "complete", how
+        assert not mesh.reaches(mesh.client, mesh.server), how
+
+    def comes_back():
+        mesh.lab.apply(well)
+        mesh.wait_reaches(mesh.client, mesh.server)
+        mesh.wait_refused(mesh.outsider, mesh.server)
+
+    mesh.lab.apply(elsewhere)
+    stays_closed("annotation that names no namespace")
+    for pid in mesh.node2.agent_pids("nodemesh-warden", workers=True):
+        os.kill(pid, signal.SIGKILL)
+    stays_closed("annotation that names no namespace, for a new warden")
+    comes_back()
+    mesh.lab.delete(well)
+    stays_closed("no Pod object")
+    mesh.lab.apply(refused)  # a new object: there is no last good version to keep
+    stays_closed("refused Pod object")
+    comes_back()
+    with mesh.lab.capture(mesh.node1) as capture:
+        assert mesh.reaches(mesh.client, mesh.server)
+    capture.report().require_hbone_only()
 
 
 def test_a_whole_namespace_joins_and_leaves(strict):
