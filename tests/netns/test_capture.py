@@ -141,3 +141,11 @@ def test_connections_beyond_the_port_range_of_one_destination_are_spread(mesh):
 
 def _joined(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def test_an_application_that_binds_a_loopback_address_is_still_seen_as_its_pod(mesh):
+    server = programs.nginx(mesh.neighbour, 8099)
+    url = f"http://{mesh.neighbour.ipv4}:8099/whoami"
+    answer = mesh.client.run(["curl", "-sSf", "--interface", "127.0.0.1", url]).stdout
+    assert answer.strip() == mesh.client.ipv4, "the server must not take a neighbour for a local program"
+    server.stop()
