@@ -3,6 +3,7 @@
 #include <openssl/core_dispatch.h>
 #include <openssl/core_names.h>
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 #include <vector>
@@ -35,19 +36,31 @@ struct Shown {
     std::string_view properties =
         algorithm.property_definition != nullptr ? algorithm.property_definition : "";
     auto has = [&](std::string_view text) { return properties.find(text) != std::string_view::npos; };
+    auto any = [&](std::initializer_list<std::string_view> list) {
+      return std::ranges::find(list, name) != list.end();
+    };
     switch (operation) {
+      case OSSL_OP_DIGEST:
+        return any({"SHA2-256", "SHA2-384", "SHA2-512"});
+      case OSSL_OP_CIPHER:
+        return any({"AES-128-GCM", "AES-256-GCM", "AES-256-CBC", "AES-256-CTR"});
+      case OSSL_OP_MAC:
+        return any({"HMAC"});
+      case OSSL_OP_KDF:
+        return any({"HKDF", "TLS13-KDF"});
       case OSSL_OP_KEYMGMT:
         // RSA-PSS: without it TLS would not offer its signatures, not even by ordinary RSA keys.
-        return name == "EC" || name == "RSA" || name == "RSA-PSS" || name == "X25519" || name == "HKDF" ||
-               name == "HMAC" || name == "TLS1-PRF";
-      // What a certificate holds; keys of our own come from the default context.
+        return any({"EC", "RSA", "RSA-PSS", "X25519", "HMAC"});
+      case OSSL_OP_KEYEXCH:
+        return any({"ECDH", "X25519"});
+      case OSSL_OP_SIGNATURE:
+        return any({"ECDSA", "RSA", "HMAC"});
       case OSSL_OP_DECODER:
-        return (name == "EC" || name == "RSA") && has("input=der") && has("SubjectPublicKeyInfo");
-      case OSSL_OP_ENCODER:
-      case OSSL_OP_STORE:
-        return false;
-      default:
+        return any({"EC", "RSA"}) && has("input=der") && has("SubjectPublicKeyInfo");
+      case OSSL_OP_RAND:
         return true;
+      default:
+        return false;
     }
   }
 };

@@ -146,9 +146,18 @@ class Stage:
 
     # Our agents -----------------------------------------------------------------------------------------------
 
-    def start_agents(self):
-        """Both nodes with one worker each, on the proxies' CPU; then waits until the client is served everywhere."""
-        self.lab.start(workers=1, wrap=on(PROXY_CPU))
+    def start_agents(self, client_options=()):
+        """Both nodes with one worker each, on the proxies' CPU; then waits until the client is served everywhere.
+
+        client_options: more options of `meshctl node run` for the client's node.
+        """
+        self.lab.write_manifests()
+        self.lab.start_controller()
+        for node in self.lab.nodes:
+            extra = client_options if node is self.node1 else ()
+            node.start_agent(ready=False, workers=1, wrap=on(PROXY_CPU), extra=extra)
+        for node in self.lab.nodes:
+            node.wait_ready()
         lift(self.agent_pids())
         self._remember(self.proxy_pids())
         if not self.seen:
@@ -169,10 +178,13 @@ class Stage:
                      f"({', '.join(sorted(found.versions | found.ciphers))}), and every record after the handshake "
                      "application data")
 
-    def restart_agents(self):
+    def restart_agents(self, client_options=()):
         for node in self.lab.nodes:
             node.stop_agent()
-        self.start_agents()
+        self.start_agents(client_options)
+
+    def wait_no_tunnels(self):
+        wait_for(lambda: not self.node1.metrics().sum("nodemesh_tunnels_open"), 20, "the client's node has no tunnel left")
 
     def _remember(self, pids):
         self.fresh.update({pid: rss(pid) for pid in pids})
