@@ -102,8 +102,8 @@ struct World {
     worker.stop_and_join();
   }
   void add_pods() {
-    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {});
-    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {});
+    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {}, {});
+    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {}, {});
   }
   void configure(bool denied) {
     model::SnapshotContent content{.generation = ++generation, .node = "n1"};
