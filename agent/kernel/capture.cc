@@ -174,8 +174,8 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
     s.map("config").get(uint32_t{0}, s.config);
     s.config.fail_open = options.fail_open;
     s.config.strict = options.strict;
-    // The maps know no pod yet: none may pass as unknown before they do.
-    if (!others.empty()) s.config.heartbeat_ns = monotonic_ns();
+    // From now on: no pod may pass as unknown because maps that are new do not name it yet.
+    s.config.heartbeat_ns = monotonic_ns();
     if (auto done = s.write_config(); !done) return done;
     for (const Pins& other : others)
       if (auto done = s.pins.take_over(other); !done) return done;
