@@ -10,13 +10,14 @@
 #include <linux/types.h>
 #endif
 
-#define NM_ABI_VERSION 1
+#define NM_ABI_VERSION 2
 #define NM_HBONE_PORT 15008
 /* connect4/6 rewrites to podIP:(NM_CAPTURE_PORT_BASE + hash(destination) % NM_CAPTURE_PORT_COUNT). One fixed
  * port would end at 28k connections per pod; spread, the limit is per destination as it is natively. */
 #define NM_CAPTURE_PORT_BASE 61000
 #define NM_CAPTURE_PORT_COUNT 4096
 #define NM_POD_ADDRESSES 4
+#define NM_MAX_WORKERS 64
 /* The warden beats once a second; a heartbeat older than this means that it is gone. */
 #define NM_HEARTBEAT_FRESH_NS 5000000000ull
 /* A pod's cgroup is one (Guaranteed) or two levels (Burstable, BestEffort) below kubepods; one more for a
@@ -136,13 +137,15 @@ struct nm_origin { /* value of the publish map and of the socket storage; layout
 struct nm_listener_key {
   __u64 netns_cookie;
   __u32 kind; /* enum nm_listener */
-  __u32 pad;
+  __u32 worker;
 };
 
 struct nm_pod { /* by network namespace cookie */
   __u8 addresses[NM_POD_ADDRESSES][16];
   __u32 address_count;
   __u32 enrolment; /* enum nm_enrolment */
+  __u32 workers;   /* listeners of each kind, at most NM_MAX_WORKERS; 0: none */
+  __u32 pad;
 };
 
 struct nm_cgroup { /* by pod cgroup id */

@@ -81,8 +81,7 @@ static __always_inline enum verdict unknown_pod(struct bpf_sock_addr* ctx) {
 }
 
 static __always_inline __u32 capture_port(const struct endpoint* dst) {
-  __u64 mixed = (dst->ip.halves[0] ^ dst->ip.halves[1] ^ dst->port) * 0x9E3779B97F4A7C15ull;
-  return NM_CAPTURE_PORT_BASE + (mixed >> 40) % NM_CAPTURE_PORT_COUNT;
+  return NM_CAPTURE_PORT_BASE + endpoint_hash(&dst->ip, dst->port) % NM_CAPTURE_PORT_COUNT;
 }
 
 /* The pod's own address of the destination's family, or loopback: either arrives at steer in the same
@@ -109,7 +108,7 @@ static __always_inline void choose_target(const struct nm_pod* pod, const struct
 
 static __always_inline enum verdict capture(struct bpf_sock_addr* ctx, __u64 cookie, const struct nm_pod* pod,
                                             const struct endpoint* dst, struct endpoint* target) {
-  struct bpf_sock* listener = pod ? pod_listener(cookie, NM_LISTENER_OUTBOUND) : 0;
+  struct bpf_sock* listener = pod ? pod_listener(cookie, NM_LISTENER_OUTBOUND, pod->workers, 0) : 0;
   if (!listener) {
     if (!fails_open()) return drop(NM_REASON_NO_LISTENER, DENY);
     count(NM_COUNT_FAIL_OPEN_PASSED);

@@ -56,11 +56,11 @@ struct {
   __type(value, struct nm_origin);
 } origins SEC(".maps");
 
-/* Listening sockets by namespace cookie and kind; a socket leaves by itself when its last descriptor is
- * closed, which makes the entry the sign of life. Written by the warden, read by connect and steer. */
+/* Listening sockets by namespace cookie, kind and worker; a socket leaves by itself when its last descriptor
+ * is closed, which makes the entry the sign of life. Written by the warden, read by connect and steer. */
 struct {
   __uint(type, BPF_MAP_TYPE_SOCKHASH);
-  __uint(max_entries, 16384);
+  __uint(max_entries, 65536);
   __type(key, struct nm_listener_key);
   __type(value, __u64);
 } listeners SEC(".maps");

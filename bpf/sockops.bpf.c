@@ -12,31 +12,10 @@
 #include "lib/address.h"
 #include "lib/count.h"
 
-#define AF_INET 2
 #define CONTINUE 1
 
-/* Not inlined: see connect.bpf.c. */
-static __noinline void read_local(struct bpf_sock_ops* ctx, union address* out) {
-  if (ctx->family == AF_INET) {
-    address_from_v4(out, ctx->local_ip4);
-    return;
-  }
-  out->words[0] = ctx->local_ip6[0];
-  out->words[1] = ctx->local_ip6[1];
-  out->words[2] = ctx->local_ip6[2];
-  out->words[3] = ctx->local_ip6[3];
-}
-
-static __noinline void read_remote(struct bpf_sock_ops* ctx, union address* out) {
-  if (ctx->family == AF_INET) {
-    address_from_v4(out, ctx->remote_ip4);
-    return;
-  }
-  out->words[0] = ctx->remote_ip6[0];
-  out->words[1] = ctx->remote_ip6[1];
-  out->words[2] = ctx->remote_ip6[2];
-  out->words[3] = ctx->remote_ip6[3];
-}
+ADDRESS_READER(bpf_sock_ops, local)
+ADDRESS_READER(bpf_sock_ops, remote)
 
 static __always_inline __u16 remote_port(struct bpf_sock_ops* ctx) {
   return bpf_ntohl(ctx->remote_port);
@@ -117,7 +96,12 @@ static __always_inline void pod_accepts(struct bpf_sock_ops* ctx) {
   struct nm_origin* entry = bpf_map_lookup_elem(&published, &key);
   if (!entry) {
     key.netns_cookie = 0; /* PROBE, DIRECT */
-    if (bpf_map_lookup_elem(&published, &key)) bpf_map_delete_elem(&published, &key);
+    entry = bpf_map_lookup_elem(&published, &key);
+    if (!entry) return;
+    union address local;
+    read_local(ctx, &local);
+    /* Not the one on its way to another pod's port of this number. */
+    if (address_equal(&local, entry->dst)) bpf_map_delete_elem(&published, &key);
     return;
   }
   struct bpf_sock* sk = ctx->sk;

@@ -15,36 +15,24 @@
 
 NM_CONFIG_NETNS_COOKIE;
 
-#define AF_INET 2
+ADDRESS_READER(bpf_sk_lookup, remote)
+ADDRESS_READER(bpf_sk_lookup, local)
 
-/* Not inlined: see connect.bpf.c. */
-static __noinline void read_remote(struct bpf_sk_lookup* ctx, union address* out) {
-  if (ctx->family == AF_INET) {
-    address_from_v4(out, ctx->remote_ip4);
-    return;
-  }
-  out->words[0] = ctx->remote_ip6[0];
-  out->words[1] = ctx->remote_ip6[1];
-  out->words[2] = ctx->remote_ip6[2];
-  out->words[3] = ctx->remote_ip6[3];
+/* Two bytes: before 5.18 the field had four. */
+static __always_inline __u32 remote_port(struct bpf_sk_lookup* ctx) {
+  return bpf_ntohs(*(volatile __be16*)&ctx->remote_port);
 }
 
-static __noinline void read_local(struct bpf_sk_lookup* ctx, union address* out) {
-  if (ctx->family == AF_INET) {
-    address_from_v4(out, ctx->local_ip4);
-    return;
-  }
-  out->words[0] = ctx->local_ip6[0];
-  out->words[1] = ctx->local_ip6[1];
-  out->words[2] = ctx->local_ip6[2];
-  out->words[3] = ctx->local_ip6[3];
-}
-
-static __always_inline int assign(struct bpf_sk_lookup* ctx, __u32 kind) {
-  struct bpf_sock* listener = pod_listener(nm_netns_cookie, kind);
+/* Each worker has a listener of its own, found here by the client's address and port. A SO_REUSEPORT group
+ * would be open to any process of the pod that has our uid, as all have that run as root. */
+static __always_inline int assign(struct bpf_sk_lookup* ctx, const struct nm_pod* pod, __u32 kind,
+                                  const union address* remote) {
+  __u32 workers = pod ? pod->workers : 0;
+  __u32 port = remote_port(ctx);
+  __u32 first = workers ? endpoint_hash(remote, port ^ (__u32)nm_netns_cookie << 16) % workers : 0;
+  struct bpf_sock* listener = pod_listener(nm_netns_cookie, kind, workers, first);
   if (listener) {
-    /* No flags: the kernel goes on to choose within the listener's SO_REUSEPORT group. */
-    long error = bpf_sk_assign(ctx, listener, 0);
+    long error = bpf_sk_assign(ctx, listener, BPF_SK_LOOKUP_F_NO_REUSEPORT);
     bpf_sk_release(listener);
     if (!error) return SK_PASS;
   }
@@ -56,8 +44,7 @@ static __always_inline int assign(struct bpf_sk_lookup* ctx, __u32 kind) {
 /* Kind under which this connection was published, whether here or from outside the namespace. */
 static __always_inline __u32 published_kind(struct bpf_sk_lookup* ctx, const union address* remote) {
   struct nm_tuple key = {.netns_cookie = nm_netns_cookie, .dport = ctx->local_port};
-  /* Two bytes: before 5.18 the field had four. */
-  key.sport = bpf_ntohs(*(volatile __be16*)&ctx->remote_port);
+  key.sport = remote_port(ctx);
   __builtin_memcpy(key.src, remote, sizeof(key.src));
   struct nm_origin* entry = bpf_map_lookup_elem(&published, &key);
   if (entry) return entry->kind;
@@ -79,17 +66,23 @@ int nm_steer(struct bpf_sk_lookup* ctx) {
 
   union address remote;
   read_remote(ctx, &remote);
-  __u32 kind = published_kind(ctx, &remote);
-  if (kind == NM_KIND_CLIENT) return assign(ctx, NM_LISTENER_OUTBOUND);
-  if (kind == NM_KIND_PROBE) count(NM_COUNT_PROBE_PASSED);
-  if (kind != NM_KIND_NONE) return SK_PASS;
-  if (address_is_local(&remote) || (pod && pod_owns(pod, &remote))) return SK_PASS;
-  if (ctx->local_port == NM_HBONE_PORT) {
-    count(NM_COUNT_STEERED_HBONE);
-    return assign(ctx, NM_LISTENER_HBONE);
+  __u32 listener = NM_LISTENER_INBOUND;
+  switch (published_kind(ctx, &remote)) {
+    case NM_KIND_NONE:
+      if (address_is_local(&remote) || (pod && pod_owns(pod, &remote))) return SK_PASS;
+      if (ctx->local_port == NM_HBONE_PORT) listener = NM_LISTENER_HBONE;
+      count(listener == NM_LISTENER_HBONE ? NM_COUNT_STEERED_HBONE : NM_COUNT_STEERED_INBOUND);
+      break;
+    case NM_KIND_CLIENT:
+      listener = NM_LISTENER_OUTBOUND;
+      break;
+    case NM_KIND_PROBE:
+      count(NM_COUNT_PROBE_PASSED);
+      return SK_PASS;
+    default:
+      return SK_PASS;
   }
-  count(NM_COUNT_STEERED_INBOUND);
-  return assign(ctx, NM_LISTENER_INBOUND);
+  return assign(ctx, pod, listener, &remote);
 }
 
 char LICENSE[] SEC("license") = "GPL";

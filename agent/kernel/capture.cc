@@ -13,6 +13,8 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <string_view>
+#include <utility>
 
 #include "kernel/audit.h"
 #include "kernel/cgroup.h"
@@ -44,6 +46,13 @@ struct Capture::State {
   Result<> open_maps();
   Result<> attach(const Programs& programs);
   Result<> adopt_steering();
+  // The kernel's entry, or zeros.
+  nm_pod pod(uint64_t netns_cookie) {
+    nm_pod pod{};
+    map("pods").get(netns_cookie, pod);
+    return pod;
+  }
+  Result<> set_workers(uint64_t netns_cookie, nm_pod pod, uint32_t workers);
   Result<> write_config() { return map("config").set(uint32_t{0}, config); }
 };
 
@@ -72,8 +81,13 @@ nm_probe_key probe_key(const SockAddr& pod_port) {
   return key;
 }
 
-nm_listener_key listener_key(uint64_t netns_cookie, nm_listener kind) {
-  return {netns_cookie, kind, 0};
+Result<> check_listener(int fd, uint64_t netns_cookie, std::string_view which) {
+  auto cookie = kernel::netns_cookie(fd);
+  if (!cookie) return std::unexpected(cookie.error());
+  if (*cookie == netns_cookie) return {};
+  return fail(
+      fmt::format("{} listener of the pod with namespace cookie {}: the socket was made in namespace {}",
+                  which, netns_cookie, *cookie));
 }
 
 }  // namespace
@@ -147,16 +161,24 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
   if (!level) return std::unexpected(level.error());
   s.pins = Pins::of(options.pin_dir);
   if (auto done = s.pins.make(options.pin_dir); !done) return std::unexpected(done.error());
-  s.adopted = ::access((s.pins.maps() + "/config").c_str(), F_OK) == 0;
+  const auto others = Pins::of_other_versions(options.pin_dir);
+  s.adopted = !others.empty() || ::access((s.pins.maps() + "/config").c_str(), F_OK) == 0;
 
   auto start = [&]() -> Result<> {
+    // Sockets that are open keep their names.
+    for (const Pins& other : others)
+      if (auto done = s.pins.share_map(other, "origins"); !done) return done;
     auto programs = load_programs(s.pins.maps(), *level);
     if (!programs) return std::unexpected(programs.error());
     if (auto done = s.open_maps(); !done) return done;
     s.map("config").get(uint32_t{0}, s.config);
     s.config.fail_open = options.fail_open;
     s.config.strict = options.strict;
+    // From now on: no pod may pass as unknown because maps that are new do not name it yet.
+    s.config.heartbeat_ns = monotonic_ns();
     if (auto done = s.write_config(); !done) return done;
+    for (const Pins& other : others)
+      if (auto done = s.pins.take_over(other); !done) return done;
     if (auto done = s.attach(*programs); !done) return done;
     return s.adopt_steering();
   };
@@ -215,6 +237,7 @@ Result<> Capture::set_pod(uint64_t netns_cookie, std::span<const Addr> addresses
     std::memcpy(pod.addresses[pod.address_count++], address.bytes.data(), address.bytes.size());
   }
   pod.enrolment = enrolment;
+  pod.workers = state_->pod(netns_cookie).workers;
   return state_->map("pods").set(netns_cookie, pod);
 }
 
@@ -224,8 +247,7 @@ Result<> Capture::remove_pod(uint64_t netns_cookie) {
 }
 
 Result<> Capture::close_pod(uint64_t netns_cookie) {
-  for (int kind = 0; kind < NM_LISTENER_COUNT; kind++)
-    if (auto done = clear_listener(netns_cookie, static_cast<nm_listener>(kind)); !done) return done;
+  if (auto done = clear_listeners(netns_cookie); !done) return done;
   return state_->map("pods").erase(netns_cookie);
 }
 
@@ -259,29 +281,54 @@ uint64_t Capture::steered_inode(uint64_t netns_cookie) const {
   return found == state_->steering.end() ? 0 : found->second.state().target_id;
 }
 
-Result<> Capture::set_listener(uint64_t netns_cookie, nm_listener kind, int listener_fd) {
-  auto cookie = kernel::netns_cookie(listener_fd);
-  if (!cookie) return std::unexpected(cookie.error());
-  if (*cookie != netns_cookie)
-    return fail(
-        fmt::format("{} listener of the pod with namespace cookie {}: the socket was made in namespace {}",
-                    kListenerNames[kind], netns_cookie, *cookie));
-  auto done =
-      state_->map("listeners").set(listener_key(netns_cookie, kind), static_cast<uint64_t>(listener_fd));
-  if (!done && done.error().reason != Reason::MAP_FULL)
-    done.error().message += fmt::format(
-        " ({} listener of the pod with namespace cookie {}; it must be a TCP socket that listens)",
-        kListenerNames[kind], netns_cookie);
-  return done;
+// More workers: their listeners are there already. Fewer: nothing looks for the rest any more.
+Result<> Capture::State::set_workers(uint64_t netns_cookie, nm_pod pod, uint32_t workers) {
+  const uint32_t before = std::exchange(pod.workers, workers);
+  if (before == workers) return {};
+  if (auto done = map("pods").set(netns_cookie, pod); !done) return done;
+  for (uint32_t kind = 0; kind < NM_LISTENER_COUNT; kind++) {
+    for (uint32_t worker = workers; worker < before; worker++) {
+      if (auto done = map("listeners").erase(nm_listener_key{netns_cookie, kind, worker}); !done) return done;
+    }
+  }
+  return {};
 }
 
-Result<> Capture::clear_listener(uint64_t netns_cookie, nm_listener kind) {
-  return state_->map("listeners").erase(listener_key(netns_cookie, kind));
+Result<> Capture::set_listeners(uint64_t netns_cookie, std::span<const int> listeners) {
+  const size_t workers = listeners.size() / NM_LISTENER_COUNT;
+  if (workers == 0 || workers > NM_MAX_WORKERS || listeners.size() % NM_LISTENER_COUNT != 0)
+    return fail(fmt::format("pod with namespace cookie {}: {} listeners; {} per worker, for 1 to {} workers",
+                            netns_cookie, listeners.size(), +NM_LISTENER_COUNT, NM_MAX_WORKERS));
+  const nm_pod pod = state_->pod(netns_cookie);
+  if (pod.address_count == 0)
+    return fail(fmt::format("pod with namespace cookie {}: set it before its listeners", netns_cookie));
+  for (size_t i = 0; i < listeners.size(); i++)
+    if (auto ok = check_listener(listeners[i], netns_cookie, kListenerNames[i / workers]); !ok) return ok;
+  for (size_t i = 0; i < listeners.size(); i++) {
+    const nm_listener_key key{netns_cookie, static_cast<uint32_t>(i / workers),
+                              static_cast<uint32_t>(i % workers)};
+    auto done = state_->map("listeners").set(key, static_cast<uint64_t>(listeners[i]));
+    if (done) continue;
+    if (done.error().reason != Reason::MAP_FULL)
+      done.error().message += fmt::format(
+          " ({} listener of the pod with namespace cookie {}; it must be a TCP socket that listens)",
+          kListenerNames[key.kind], netns_cookie);
+    return done;
+  }
+  return state_->set_workers(netns_cookie, pod, static_cast<uint32_t>(workers));
+}
+
+Result<> Capture::clear_listeners(uint64_t netns_cookie) {
+  const nm_pod pod = state_->pod(netns_cookie);
+  return pod.address_count == 0 ? Result<>() : state_->set_workers(netns_cookie, pod, 0);
 }
 
 bool Capture::has_listener(uint64_t netns_cookie, nm_listener kind) const {
   uint64_t socket_cookie = 0;
-  return state_->map("listeners").get(listener_key(netns_cookie, kind), socket_cookie);
+  const uint32_t workers = state_->pod(netns_cookie).workers;
+  for (uint32_t worker = 0; worker < workers; worker++)
+    if (state_->map("listeners").get(nm_listener_key{netns_cookie, kind, worker}, socket_cookie)) return true;
+  return false;
 }
 
 Result<> Capture::set_probe(const SockAddr& pod_port) {

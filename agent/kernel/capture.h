@@ -40,13 +40,14 @@ class Capture {
  public:
   // Loads the programs, adopting pinned maps and swapping pinned links to the new programs (atomic per hook;
   // nothing is unattached in between). Steering of pods that are still there is swapped too; that of dead
-  // namespaces goes. Call `kernel::check` (probe.h) first: it explains what is missing.
+  // namespaces goes. Pins of another NM_ABI_VERSION are taken over but for their maps: their pods stay closed
+  // until they are set again. Call `kernel::check` (probe.h) first: it explains what is missing.
   static Result<std::unique_ptr<Capture>> open(const CaptureOptions& options);
   ~Capture();
   Capture(const Capture&) = delete;
   Capture& operator=(const Capture&) = delete;
 
-  // True if pinned maps of an earlier process were found and are in use.
+  // True if pins of an earlier process were found and are in use.
   bool adopted() const;
 
   // Writes the heartbeat (CLOCK_MONOTONIC now). Once a second; after 5 s without it unknown pods pass (not:
@@ -84,11 +85,15 @@ class Capture {
   // Inode of the namespace that is steered; 0: it is dead, or not steered.
   uint64_t steered_inode(uint64_t netns_cookie) const;
 
-  // Publishes a listening socket (borrowed; the first of its SO_REUSEPORT group; made in the pod's namespace)
-  // as the target of `kind`, atomically replacing the one before. The entry vanishes with the last descriptor
-  // of the socket.
-  Result<> set_listener(uint64_t netns_cookie, nm_listener kind, int listener_fd);
-  Result<> clear_listener(uint64_t netns_cookie, nm_listener kind);
+  // Publishes a pod's listening sockets (borrowed, made in its namespace): NM_LISTENER_COUNT × workers of
+  // them, ordered by kind, then worker. Each atomically replaces the one before in its place, so that at any
+  // moment every connection finds a listener; those of workers that there are no more go last. An entry
+  // vanishes with the last descriptor of its socket. Set the pod before. What was replaced before an error
+  // stays replaced.
+  Result<> set_listeners(uint64_t netns_cookie, std::span<const int> listeners);
+  // By one write none is in force any more. Not an error if there are none.
+  Result<> clear_listeners(uint64_t netns_cookie);
+  // True if a worker's listener of that kind is published and open.
   bool has_listener(uint64_t netns_cookie, nm_listener kind) const;
 
   // Ports of pods that kubelet probes.

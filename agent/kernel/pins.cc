@@ -1,13 +1,19 @@
 #include "kernel/pins.h"
 
+#include <bpf/bpf.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
+#include "base/fd.h"
 #include "kernel/capture.h"
 #include "kernel/link.h"
 
@@ -57,6 +63,39 @@ Result<> Pins::make(const std::string& pin_dir) const {
   return {};
 }
 
+std::vector<Pins> Pins::of_other_versions(const std::string& pin_dir) {
+  std::vector<Pins> others;
+  const std::string own = of(pin_dir).root;
+  for (const std::string& name : names_in(pin_dir)) {
+    Pins other{pin_dir + "/" + name};
+    bool version = name.size() > 1 && name[0] == 'v' && std::all_of(name.begin() + 1, name.end(), ::isdigit);
+    if (version && other.root != own) others.push_back(std::move(other));
+  }
+  return others;
+}
+
+Result<> Pins::share_map(const Pins& other, const char* name) const {
+  const std::string from = other.maps() + "/" + name, to = maps() + "/" + name;
+  Fd map(::bpf_obj_get(from.c_str()));
+  if (!map && errno == ENOENT) return {};
+  if (!map) return fail_errno(fmt::format("BPF map {}: open the pin", from));
+  if (::bpf_obj_pin(map.get(), to.c_str()) == 0 || errno == EEXIST) return {};
+  return fail_errno(fmt::format("BPF map {}: pin", to));
+}
+
+Result<> Pins::take_over(const Pins& other) const {
+  std::error_code error;
+  for (const auto& [from, to] : {std::pair(other.links(), links()), std::pair(other.steer(), steer())}) {
+    for (const std::string& name : names_in(from)) {
+      // Interrupted before, it may be here already; then the other one would act beside it.
+      if (fs::exists(to + "/" + name, error)) continue;
+      fs::rename(from + "/" + name, to + "/" + name, error);
+      if (error) return fail(fmt::format("link {}/{}: move to {}: {}", from, name, to, error.message()));
+    }
+  }
+  return other.remove();
+}
+
 std::vector<uint64_t> Pins::steered() const {
   std::vector<uint64_t> cookies;
   for (const std::string& name : names_in(steer())) {
@@ -94,10 +133,9 @@ bool in_bpffs(const std::string& path) {
 }
 
 Result<> remove_pins(const std::string& pin_dir) {
-  for (const std::string& name : names_in(pin_dir)) {
-    if (!name.starts_with('v')) continue;
-    if (auto done = Pins{pin_dir + "/" + name}.remove(); !done) return done;
-  }
+  if (auto done = Pins::of(pin_dir).remove(); !done) return done;
+  for (const Pins& other : Pins::of_other_versions(pin_dir))
+    if (auto done = other.remove(); !done) return done;
   std::error_code error;
   fs::remove(pin_dir, error);  // may be shared with others: leaving it is fine
   return {};

@@ -22,6 +22,13 @@ struct Pins {
 
   // Makes the directories; `pin_dir` must be in a BPF file system.
   Result<> make(const std::string& pin_dir) const;
+  // Those of agents of another NM_ABI_VERSION that are in `pin_dir`.
+  static std::vector<Pins> of_other_versions(const std::string& pin_dir);
+  // Pins the other version's map here too, before programs are loaded; it must have kept its shape.
+  Result<> share_map(const Pins& other, const char* name) const;
+  // Moves the other version's links here, as if this version had attached them; what they run stays in force
+  // until its program is swapped. The other's maps go.
+  Result<> take_over(const Pins& other) const;
   // Cookies of the namespaces whose steering is pinned.
   std::vector<uint64_t> steered() const;
   // Detaches every pinned link and removes all pins and directories of this version.

@@ -29,7 +29,6 @@ class Listener final : private io::EventHandler {
   Listener(Worker& worker, PodState& pod, nm_listener kind, Fd fd);
   ~Listener();
   nm_listener kind() const { return kind_; }
-  uint16_t port() const { return port_; }
   // Takes up again what a lack of descriptors left in the backlog.
   void retry() {
     if (std::exchange(starved_, false)) on_events(EPOLLIN);

@@ -246,17 +246,19 @@ void Control::on_keys(Fd keys) {
 void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
   auto& announced = pods_[pod.cookie];
   announced = {.pod = pod};
+  std::vector<uint16_t> ports;
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
-    if (!listeners[kind].empty())
-      announced.ports[kind] = io::local_address(listeners[kind].front().get()).port;
+    for (const Fd& fd : listeners[kind]) announced.ports[kind].push_back(io::local_address(fd.get()).port);
+    ports.insert(ports.end(), announced.ports[kind].begin(), announced.ports[kind].end());
   }
   for (size_t i = 0; i < workers_.size(); ++i) {
     std::vector<Fd> mine;
     for (auto& kind : listeners) {
       if (i < kind.size()) mine.push_back(std::move(kind[i]));
     }
-    workers_[i]->post(
-        [&to = *workers_[i], pod, mine = std::move(mine)]() mutable { to.add_pod(pod, std::move(mine)); });
+    workers_[i]->post([&to = *workers_[i], pod, mine = std::move(mine), ports]() mutable {
+      to.add_pod(pod, std::move(mine), std::move(ports));
+    });
   }
   link_.takeover_ready(pod.cookie);
   log::info(log::Component::proxy, "pod in the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
@@ -330,9 +332,8 @@ std::vector<Control::ListenerRow> Control::listeners() const {
   std::vector<ListenerRow> rows;
   for (const auto& [cookie, announced] : pods_) {
     for (size_t kind = 0; kind < announced.ports.size(); ++kind) {
-      if (announced.ports[kind] == 0) continue;
-      rows.push_back(
-          {announced.pod.ns, announced.pod.name, static_cast<nm_listener>(kind), announced.ports[kind]});
+      for (uint16_t port : announced.ports[kind])
+        rows.push_back({announced.pod.ns, announced.pod.name, static_cast<nm_listener>(kind), port});
     }
   }
   return rows;
@@ -354,6 +355,8 @@ void Control::ask_open() {
 
 void Control::drain(milliseconds limit, std::move_only_function<void()> done) {
   drained_ = std::move(done);
+  link_.drain();
+  for (auto& [cookie, announced] : pods_) announced.ports = {};
   for (auto& worker : workers_) worker->post([&to = *worker] { to.drain(); });
   drain_timer_.arm(reactor_, limit);
 }

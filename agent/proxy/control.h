@@ -59,7 +59,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   bool warden_connected() const { return link_.connected(); }
   // Why the proxy is not ready; empty when it is.
   std::vector<std::string> not_ready() const;
-  struct ListenerRow {
+  struct ListenerRow {  // one worker's
     std::string ns, name;
     nm_listener kind;
     uint16_t port;
@@ -72,8 +72,8 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
  private:
   struct Announced {
     warden::Pod pod;
-    std::array<uint16_t, NM_LISTENER_COUNT> ports{};
-    size_t closing = 0;  // workers that have not closed it yet
+    std::array<std::vector<uint16_t>, NM_LISTENER_COUNT> ports;  // of each kind, by worker
+    size_t closing = 0;                                          // workers that have not closed it yet
   };
 
   void ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) override;

@@ -141,18 +141,18 @@ void Worker::verify_again() {
   }
 }
 
-void Worker::add_pod(const warden::Pod& announced, std::vector<Fd> listeners) {
+void Worker::add_pod(const warden::Pod& announced, std::vector<Fd> listeners,
+                     std::vector<uint16_t> listener_ports) {
   auto& slot = pods_[announced.cookie];
   if (slot == nullptr) slot = std::make_unique<PodState>(*this, announced);
   PodState& pod = *slot;
   pod.info = announced;
   pod.listeners.clear();
-  pod.listener_ports.clear();
+  pod.listener_ports = std::move(listener_ports);
   refresh_pod(pod);
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
     pod.listeners.push_back(
         std::make_unique<Listener>(*this, pod, static_cast<nm_listener>(kind), std::move(listeners[kind])));
-    pod.listener_ports.push_back(pod.listeners.back()->port());
   }
 }
 

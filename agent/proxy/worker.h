@@ -58,7 +58,7 @@ struct PodState {
   std::string baggage;  // sent with CONNECT and its answer
   upstream::SocketStock stock;
   std::vector<std::unique_ptr<Listener>> listeners;
-  std::vector<uint16_t> listener_ports;  // our own: connecting to one of them is a loop
+  std::vector<uint16_t> listener_ports;  // of all workers: connecting to one of them is a loop
   SessionList sessions;
   std::unordered_map<InboundTunnel*, std::unique_ptr<InboundTunnel>> tunnels;
   std::deque<InboundTunnel*> handshakes;  // of `tunnels`, those not finished yet, oldest first
@@ -91,7 +91,8 @@ class Worker {
   void set_snapshot(std::shared_ptr<const model::Snapshot> snapshot);
   void set_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
   void set_trust(std::shared_ptr<const tls::TrustBundle> trust);
-  void add_pod(const warden::Pod& pod, std::vector<Fd> listeners);  // one per kind, this worker's
+  // `listeners`: one per kind, this worker's; `listener_ports`: those of all workers.
+  void add_pod(const warden::Pod& pod, std::vector<Fd> listeners, std::vector<uint16_t> listener_ports);
   void update_pod(const warden::Pod& pod);
   void remove_pod(uint64_t cookie);
   void add_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason);

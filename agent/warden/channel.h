@@ -36,7 +36,7 @@ struct Pod {
   auto operator<=>(const Pod&) const = default;
 };
 
-// One SO_REUSEPORT group per kind, indexed by worker; non-blocking, listening, close-on-exec.
+// One listener per kind and worker; non-blocking, listening, close-on-exec.
 using PodListeners = std::array<std::vector<Fd>, NM_LISTENER_COUNT>;
 
 PodRecord to_record(
@@ -85,8 +85,8 @@ class WardenLinkEvents {
   virtual void on_warden_connected(const Welcome& welcome) = 0;
   // A new pod with its listeners: accept on them, then call takeover_ready(pod.cookie). The link remembers
   // the descriptors' numbers to return them to the next warden, so keep them open until on_pod_gone or an
-  // update to `enrolled == false` for this cookie. Again for a known cookie (enrolled anew, or another
-  // listener group): the old listeners may be closed once their backlog is drained.
+  // update to `enrolled == false` for this cookie, or until drain(). Again for a known cookie (enrolled anew,
+  // or other listeners): the old listeners may be closed once their backlog is drained.
   virtual void on_pod_add(Pod pod, PodListeners listeners) = 0;
   // The pod changed. With `enrolled` false: accept what is queued, close listeners and spare sockets, let
   // sessions end, then pod_gone_ack(cookie); until then the namespace keeps what sessions with the client's
@@ -121,6 +121,8 @@ class WardenLink final : private io::EventHandler {
   bool want_sockets(uint64_t cookie, SocketKind kind, uint32_t count);
   void takeover_ready(uint64_t cookie);
   void pod_gone_ack(uint64_t cookie);
+  // The proxy closes its listeners: none is returned to a next warden, and those that come are closed.
+  void drain();
   // Lends the warden a sealed memfd (F_SEAL_WRITE|SHRINK|GROW); the link keeps a duplicate for a next warden.
   void store_keys(int memfd);
   bool want_kernel_stats();
@@ -146,7 +148,7 @@ class WardenLink final : private io::EventHandler {
   const uint32_t workers_;
   const uid_t warden_uid_;
   PacketSocket socket_;
-  bool welcomed_ = false;
+  bool welcomed_ = false, draining_ = false;
   std::map<uint64_t, Known> known_;
   Fd keys_;
   Error failure_;

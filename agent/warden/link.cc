@@ -100,7 +100,8 @@ Result<> WardenLink::open_socket() {
 
 // Tells a new warden everything its predecessor knew.
 Result<> WardenLink::greet() {
-  if (auto sent = socket_.send(Hello{.workers = workers_}); !sent) return sent;
+  const Hello hello{.workers = workers_, .flags = draining_ ? Hello::kDraining : 0};
+  if (auto sent = socket_.send(hello); !sent) return sent;
   for (const auto& [cookie, known] : known_) {
     if (known.listeners[0].empty()) continue;
     std::vector<int> descriptors;
@@ -142,13 +143,18 @@ bool WardenLink::want_sockets(uint64_t cookie, SocketKind kind, uint32_t count) 
 
 void WardenLink::takeover_ready(uint64_t cookie) {
   auto known = known_.find(cookie);
-  if (known == known_.end()) return;
+  if (known == known_.end() || draining_) return;
   known->second.ready = true;
   if (welcomed_) send(TakeoverReady{.cookie = cookie});
 }
 
 void WardenLink::pod_gone_ack(uint64_t cookie) {
   if (welcomed_) send(PodGoneAck{.cookie = cookie});
+}
+
+void WardenLink::drain() {
+  draining_ = true;
+  for (auto& [cookie, known] : known_) known = {};
 }
 
 void WardenLink::store_keys(int memfd) {
@@ -212,8 +218,12 @@ void WardenLink::handle(WardenMessage message, std::vector<Fd> descriptors) {
 
 void WardenLink::handle_pod_add(const PodAdd& add, std::vector<Fd> descriptors) {
   Pod pod = from_record(add.pod);
+  auto known = known_.find(pod.cookie);
+  if (draining_) {  // a pod that it never served is none of its business
+    if (known != known_.end()) events_.on_pod_update(std::move(pod));
+    return;
+  }
   if (descriptors.empty()) {
-    auto known = known_.find(pod.cookie);
     if (known == known_.end())
       return close(Error{Reason::INTERNAL, "POD_ADD without listeners for an unknown pod"});
     if (known->second.ready) send(TakeoverReady{.cookie = pod.cookie});
@@ -223,12 +233,12 @@ void WardenLink::handle_pod_add(const PodAdd& add, std::vector<Fd> descriptors) 
   if (workers != workers_)
     return close(Error{Reason::INTERNAL, "POD_ADD has listeners for another number of workers"});
   PodListeners listeners;
-  Known known;
+  Known fresh;
   for (size_t i = 0; i < descriptors.size(); ++i) {
-    known.listeners[i / workers].push_back(descriptors[i].get());
+    fresh.listeners[i / workers].push_back(descriptors[i].get());
     listeners[i / workers].push_back(std::move(descriptors[i]));
   }
-  known_[pod.cookie] = std::move(known);
+  known_[pod.cookie] = std::move(fresh);
   events_.on_pod_add(std::move(pod), std::move(listeners));
 }
 

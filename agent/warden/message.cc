@@ -54,6 +54,7 @@ Checked check(const Hello& m, size_t n) {
                                        m.version, kChannelVersion));
   }
   if (auto ok = check_count("HELLO", "workers", m.workers, 1, kMaxWorkers); !ok) return ok;
+  if (m.flags & ~Hello::kDraining) return refuse("HELLO", "flags has unknown bits");
   return check_descriptors("HELLO", n, 0, 0);
 }
 Checked check(const ReturnListeners&, size_t n) {

@@ -23,8 +23,8 @@
 
 namespace nodemesh::warden {
 
-inline constexpr uint32_t kChannelVersion = 1;
-inline constexpr uint32_t kMaxWorkers = 64;
+inline constexpr uint32_t kChannelVersion = 2;
+inline constexpr uint32_t kMaxWorkers = NM_MAX_WORKERS;
 inline constexpr uint32_t kMaxSocketBatch = 64;
 inline constexpr size_t kMaxDescriptors = 253;  // SCM_MAX_FD
 static_assert(kMaxWorkers * NM_LISTENER_COUNT <= kMaxDescriptors);
@@ -65,7 +65,9 @@ struct Header {
 struct Hello {
   static constexpr auto kType = MessageType::hello;
   uint32_t version = kChannelVersion;
-  uint32_t workers = 1;  // 1..kMaxWorkers: sockets per listener
+  static constexpr uint32_t kDraining = 1;  // it has no listeners any more and takes none
+  uint32_t workers = 1;                     // 1..kMaxWorkers: listeners per pod and kind
+  uint32_t flags = 0;
 };
 
 struct ReturnListeners {  // + NM_LISTENER_COUNT × workers descriptors, ordered by kind, then worker

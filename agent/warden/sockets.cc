@@ -77,45 +77,27 @@ Result<> set_towards_application(int fd, bool ipv6) {
   return set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT");
 }
 
-Result<> bind_any(int fd, bool ipv6, uint16_t port) {
-  sockaddr_in6 six{.sin6_family = AF_INET6, .sin6_port = htons(port)};
-  sockaddr_in four{.sin_family = AF_INET, .sin_port = htons(port)};
+Result<> bind_ephemeral(int fd, bool ipv6) {
+  sockaddr_in6 six{.sin6_family = AF_INET6};
+  sockaddr_in four{.sin_family = AF_INET};
   int done = ipv6 ? ::bind(fd, reinterpret_cast<sockaddr*>(&six), sizeof six)
                   : ::bind(fd, reinterpret_cast<sockaddr*>(&four), sizeof four);
   return done == 0 ? Result<>() : fail_errno("binding a listener in the pod's namespace");
 }
 
-Result<uint16_t> bound_port(int fd) {
-  sockaddr_in6 address{};  // the port lies at the same place in sockaddr_in
-  socklen_t length = sizeof address;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) < 0) return fail_errno("getsockname");
-  return ntohs(address.sin6_port);
-}
-
-// One listener; `port` 0 makes the group's first. That one binds before SO_REUSEPORT is set, else the kernel
-// might pick a port that another of our groups has.
-Result<Fd> new_listener(bool ipv6, uint16_t& port) {
+// SO_REUSEADDR comes last: from bind to listen it would let a process of the pod bind the port too. It is for
+// the accepted sockets, which have the application's port and must not keep the application from binding it.
+// SO_REUSEPORT is never set: with it a process of our uid could join us.
+Result<Fd> new_listener(bool ipv6) {
   auto fd = new_socket(ipv6);
   if (!fd) return fd;
   Defaults defaults = defaults_of(fd->get(), ipv6);
   if (auto ok = set_common(fd->get(), ipv6, defaults); !ok) return std::unexpected(std::move(ok.error()));
   if (auto ok = set_keepalive(fd->get(), defaults); !ok) return std::unexpected(std::move(ok.error()));
-  auto share = [&]() -> Result<> {
-    if (auto ok = set(fd->get(), SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR"); !ok) return ok;
-    return set(fd->get(), SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT");
-  };
-  bool first = port == 0;
-  if (!first) {
-    if (auto ok = share(); !ok) return std::unexpected(std::move(ok.error()));
-  }
-  if (auto ok = bind_any(fd->get(), ipv6, port); !ok) return std::unexpected(std::move(ok.error()));
-  if (first) {
-    if (auto ok = share(); !ok) return std::unexpected(std::move(ok.error()));
-    auto bound = bound_port(fd->get());
-    if (!bound) return std::unexpected(std::move(bound.error()));
-    port = *bound;
-  }
+  if (auto ok = bind_ephemeral(fd->get(), ipv6); !ok) return std::unexpected(std::move(ok.error()));
   if (::listen(fd->get(), kBacklog) < 0) return fail_errno("listening in the pod's namespace");
+  if (auto ok = set(fd->get(), SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR"); !ok)
+    return std::unexpected(std::move(ok.error()));
   return fd;
 }
 
@@ -126,13 +108,10 @@ Result<std::vector<Fd>> make_listeners(const SocketOrder& order) {
   if (!inside) return std::unexpected(std::move(inside.error()));
   std::vector<Fd> out;
   out.reserve(size_t{order.count} * NM_LISTENER_COUNT);
-  for (int kind = 0; kind < NM_LISTENER_COUNT; ++kind) {
-    uint16_t port = 0;
-    for (uint32_t worker = 0; worker < order.count; ++worker) {
-      auto listener = new_listener(order.ipv6, port);
-      if (!listener) return std::unexpected(std::move(listener.error()));
-      out.push_back(std::move(*listener));
-    }
+  while (out.size() < size_t{order.count} * NM_LISTENER_COUNT) {
+    auto listener = new_listener(order.ipv6);
+    if (!listener) return std::unexpected(std::move(listener.error()));
+    out.push_back(std::move(*listener));
   }
   return out;
 }

@@ -1,4 +1,4 @@
-// Making sockets inside a pod's namespace: listener groups and the two kinds of upstream sockets. Plain
+// Making sockets inside a pod's namespace: listeners and the two kinds of upstream sockets. Plain
 // system calls of the opener process; memory and cgroup of a socket are those of the process that makes it,
 // so nobody else does.
 #pragma once
@@ -19,8 +19,9 @@ struct SocketOrder {
   uint32_t count = 0;        // sockets, or workers
 };
 
-// NM_LISTENER_COUNT groups of `count` listening sockets, ordered by kind, then worker. Each group has one
-// ephemeral port; what accepted sockets need (TCP_NODELAY, keepalive) is set here, since they inherit it.
+// NM_LISTENER_COUNT × `count` listening sockets, ordered by kind, then worker. Each has an ephemeral port
+// that no other socket can bind; what accepted sockets need (TCP_NODELAY, keepalive) is set here, since they
+// inherit it.
 Result<std::vector<Fd>> make_listeners(const SocketOrder& order);
 // `count` unconnected sockets. All or an error.
 Result<std::vector<Fd>> make_sockets(const SocketOrder& order, SocketKind kind);

@@ -86,7 +86,8 @@ class Warden final : private ProxyChannelEvents {
     std::map<uint64_t, PodListeners> returned;  // by cookie, checked
     std::set<uint64_t> told;                    // cookies it was given
     bool snapshot_due = false;
-    uint32_t ordered = 0;  // sockets asked of the opener for it
+    bool draining = false;  // has no listeners any more; needs sockets for what is under way
+    uint32_t ordered = 0;   // sockets asked of the opener for it
   };
 
   // pods (warden_pods.cc)
@@ -134,7 +135,8 @@ class Warden final : private ProxyChannelEvents {
   void reply_sockets(Proxy& proxy, Sockets reply, Result<std::vector<Fd>> made);
   Proxy* find_proxy(const ProxyChannel& channel);
   Proxy* find_proxy(uint64_t id);
-  bool has_ready_proxy() const;
+  bool has_serving_proxy() const;
+  void announce_to_draining();
 
   template <class Message>
   void tell_all(const Message& message) {
@@ -155,7 +157,8 @@ class Warden final : private ProxyChannelEvents {
   std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
   uint64_t next_proxy_id_ = 1;
-  uint32_t workers_ = 0;  // of the newest proxy; 0 before the first
+  uint32_t workers_ = 0;  // of the proxies that serve, or of the last that did; 0 before the first
+  std::string refusal_;   // logged last, of a proxy that keeps trying
   Fd keys_;               // sealed, never read here
   bool sourced_ = false;  // the source has spoken
   bool adoption_settled_ = false;

@@ -127,6 +127,7 @@ void Warden::reconcile() {
   finish_leaving();
   sweep_closed();
   for (auto& [uid, pod] : pods_) reconcile_pod(pod);
+  announce_to_draining();
   if (!adoption_settled_) drop_adopted();
 }
 

@@ -37,7 +37,8 @@ T option(int fd, int level, int name) {
 bool is_listener_of(int fd, uint64_t cookie) {
   auto made_in = kernel::netns_cookie(fd);
   return made_in && *made_in == cookie && option<int>(fd, SOL_SOCKET, SO_ACCEPTCONN) == 1 &&
-         option<int>(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_TCP;
+         option<int>(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_TCP &&
+         option<int>(fd, SOL_SOCKET, SO_REUSEPORT) == 0;  // one that others may join is none of ours
 }
 
 bool same_sockets(const PodListeners& one, const PodListeners& other) {
@@ -60,6 +61,13 @@ PodListeners group(std::vector<Fd> descriptors) {
   return out;
 }
 
+// Ordered by kind, then worker.
+std::vector<int> numbers_of(const PodListeners& listeners) {
+  std::vector<int> numbers;
+  for (const auto& kind : listeners) std::ranges::transform(kind, std::back_inserter(numbers), &Fd::get);
+  return numbers;
+}
+
 }  // namespace
 
 Warden::Proxy* Warden::find_proxy(const ProxyChannel& channel) {
@@ -73,8 +81,9 @@ Warden::Proxy* Warden::find_proxy(uint64_t id) {
   return found == proxies_.end() ? nullptr : found->get();
 }
 
-bool Warden::has_ready_proxy() const {
-  return std::ranges::any_of(proxies_, [](const auto& proxy) { return proxy->phase == Proxy::Phase::ready; });
+bool Warden::has_serving_proxy() const {
+  return std::ranges::any_of(
+      proxies_, [](const auto& proxy) { return proxy->phase == Proxy::Phase::ready && !proxy->draining; });
 }
 
 void Warden::accept_proxy(Fd socket, pid_t peer) {
@@ -96,24 +105,22 @@ void Warden::refuse(Proxy& proxy, std::string why) {
 void Warden::on_proxy_closed(ProxyChannel& channel, const Error& why) {
   Proxy* proxy = find_proxy(channel);
   if (proxy == nullptr) return;
-  log::info(log::Component::warden, "proxy left", {{"pid", channel.peer()}, {"reason", why.message}});
+  bool ready = proxy->phase == Proxy::Phase::ready, served = ready && !proxy->draining;
+  if (ready || std::exchange(refusal_, why.message) != why.message)
+    log::info(log::Component::warden, "proxy left", {{"pid", channel.peer()}, {"reason", why.message}});
   for (auto& [cookie, leaving] : leaving_) leaving.waiting.erase(&channel);
   std::erase_if(proxies_, [&](const auto& one) { return one.get() == proxy; });
-  if (!has_ready_proxy()) orphaned_.arm(reactor_, kOrphaned);
+  if (served && !has_serving_proxy()) orphaned_.arm(reactor_, kOrphaned);
 }
 
 // Nobody came back in time: without entries the kernel refuses, or passes, as its flag says.
 void Warden::clear_listeners() {
-  if (has_ready_proxy()) return;
+  if (has_serving_proxy()) return;
   log::warn(log::Component::warden,
             "no proxy for 5 s: captured connections fail (or pass, with --fail-open)");
   std::set<uint64_t> cookies;
   for (const auto& pod : capture_.pods()) cookies.insert(pod.netns_cookie);
-  for (uint64_t cookie : cookies) {
-    for (int kind = 0; kind < NM_LISTENER_COUNT; ++kind) {
-      check(capture_.clear_listener(cookie, static_cast<nm_listener>(kind)), "withdrawing listeners");
-    }
-  }
+  for (uint64_t cookie : cookies) check(capture_.clear_listeners(cookie), "withdrawing listeners");
   for (auto& [uid, pod] : pods_) pod.published = false;
 }
 
@@ -143,11 +150,21 @@ void Warden::on_hello(Proxy& proxy, const Hello& hello) {
     return refuse(proxy, "the proxy has " + std::to_string(hello.workers) + " workers, the warden allows " +
                              std::to_string(options_.max_workers) + ": give both the same --workers");
   }
+  proxy.draining = (hello.flags & Hello::kDraining) != 0;
+  // A pod has one set of listeners, for as many workers as all have that serve it.
+  for (const auto& other : proxies_) {
+    if (proxy.draining || other->draining || other->phase == Proxy::Phase::hello) continue;
+    if (other->workers == hello.workers) continue;
+    return refuse(proxy, "the proxy has " + std::to_string(hello.workers) +
+                             " workers and another that serves has " + std::to_string(other->workers) +
+                             ": give both the same --workers, or start it when the other has left");
+  }
   proxy.workers = hello.workers;
   proxy.phase = Proxy::Phase::returning;
 }
 
 void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors) {
+  if (proxy.draining) return refuse(proxy, "the proxy returned listeners although it drains");
   if (proxy.returned.size() >= kMaxReturned) return refuse(proxy, "the proxy returned too many listeners");
   if (descriptors.size() != size_t{proxy.workers} * NM_LISTENER_COUNT) {
     return refuse(proxy, "the proxy returned listeners for another number of workers");
@@ -163,8 +180,7 @@ void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vec
 void Warden::on_return_done(Proxy& proxy) {
   proxy.phase = Proxy::Phase::ready;
   proxy.snapshot_due = true;
-  workers_ = proxy.workers;
-  orphaned_.cancel();
+  refusal_.clear();
   log::info(log::Component::warden, "proxy connected",
             {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
   bool fail_open = options_.fail_open, strict = options_.strict;
@@ -172,6 +188,12 @@ void Warden::on_return_done(Proxy& proxy) {
       Welcome{.generation = options_.generation,
               .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
   send_keys(proxy);
+  if (proxy.draining) {
+    announce_to_draining();
+    return finish_snapshots();
+  }
+  workers_ = proxy.workers;
+  orphaned_.cancel();
   for (auto& [uid, pod] : pods_) {
     if (!pod.netns) continue;
     if (auto back = proxy.returned.find(pod.netns->cookie);
@@ -193,6 +215,17 @@ void Warden::on_return_done(Proxy& proxy) {
   finish_snapshots();
 }
 
+// It may go on with the pods that it knows. Nobody accepts for them by that.
+void Warden::announce_to_draining() {
+  for (auto& proxy : proxies_) {
+    if (proxy->phase != Proxy::Phase::ready || !proxy->draining) continue;
+    for (auto& [uid, pod] : pods_) {
+      if (pod.netns && proxy->told.insert(pod.netns->cookie).second)
+        proxy->channel->send(PodAdd{to_record(describe(pod))});
+    }
+  }
+}
+
 // Tells one proxy of a pod whose listeners are there.
 void Warden::announce(Proxy& proxy, LocalPod& pod) {
   uint64_t cookie = pod.netns->cookie;
@@ -202,11 +235,7 @@ void Warden::announce(Proxy& proxy, LocalPod& pod) {
     proxy.channel->send(PodAdd{to_record(describe(pod))});
     return;
   }
-  std::vector<int> numbers;
-  for (const auto& kind : pod.listeners) {
-    std::ranges::transform(kind, std::back_inserter(numbers), &Fd::get);
-  }
-  proxy.channel->send(PodAdd{to_record(describe(pod))}, numbers);
+  proxy.channel->send(PodAdd{to_record(describe(pod))}, numbers_of(pod.listeners));
 }
 
 void Warden::ensure_listeners(LocalPod& pod) {
@@ -231,7 +260,7 @@ void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::v
   if (made->size() != size_t{workers_} * NM_LISTENER_COUNT) return ensure_listeners(pod);
   pod.listeners = group(std::move(*made));
   for (auto& proxy : proxies_) {
-    if (proxy->phase == Proxy::Phase::ready && proxy->workers == workers_) announce(*proxy, pod);
+    if (proxy->phase == Proxy::Phase::ready && !proxy->draining) announce(*proxy, pod);
   }
   finish_snapshots();
 }
@@ -247,11 +276,9 @@ void Warden::finish_snapshots() {
 void Warden::on_takeover_ready(Proxy& proxy, uint64_t cookie) {
   LocalPod* pod = find_by_cookie(cookie);
   // A pod that has just left is no fault of the proxy.
-  if (pod == nullptr || pod->workers() == 0 || !proxy.told.contains(cookie)) return;
-  for (int kind = 0; kind < NM_LISTENER_COUNT; ++kind) {
-    auto set = capture_.set_listener(cookie, static_cast<nm_listener>(kind), pod->listeners[kind][0].get());
-    if (!set) return complain(*pod, set.error().message);
-  }
+  if (pod == nullptr || pod->workers() == 0 || !proxy.told.contains(cookie) || proxy.draining) return;
+  std::vector<int> listeners = numbers_of(pod->listeners);
+  if (auto set = capture_.set_listeners(cookie, listeners); !set) return complain(*pod, set.error().message);
   pod->published = true;
   if (!pod->live) return;
   auto on = capture_.set_pod(cookie, pod->addresses, NM_ENROL_ON);

@@ -224,21 +224,5 @@ TEST_CASE("two thousand connections to several destinations all keep theirs") {
   CHECK(counter(world, NM_COUNT_CAPTURED) == kConnections);
 }
 
-TEST_CASE("connections spread over the sockets of the outbound listener's group") {
-  World world;
-  world.open();
-  world.enrol();
-  Fd second =
-      world.proxy->listen({*Addr::parse("::"), local_name(world.outbound.get()).port}, AF_INET6, true);
-  int first_got = 0, second_got = 0;
-  std::vector<Fd> clients;
-  for (int i = 0; i < 200; i++) clients.push_back(std::move(world.app->connect(at("192.0.2.7:80")).fd));
-  while (!nobody_waits(world.outbound.get())) first_got += bool(accept_one(world.outbound.get()));
-  while (!nobody_waits(second.get())) second_got += bool(accept_one(second.get()));
-  CHECK(first_got + second_got == 200);
-  CHECK(first_got > 40);
-  CHECK(second_got > 40);
-}
-
 }  // namespace
 }  // namespace nodemesh::test

@@ -166,14 +166,12 @@ void World::enrol() {
 
 void World::enrol(std::span<const Addr> addresses) {
   const SockAddr any{*Addr::parse("::"), 0};
-  outbound = proxy->listen(any, AF_INET6, true);
-  inbound = proxy->listen(any, AF_INET6, true);
-  hbone = proxy->listen(any, AF_INET6, true);
+  outbound = proxy->listen(any, AF_INET6);
+  inbound = proxy->listen(any, AF_INET6);
+  hbone = proxy->listen(any, AF_INET6);
   must(capture_->set_pod(cookie, addresses, NM_ENROL_OFF));
   must(capture_->steer(pod.get(), cookie));
-  must(capture_->set_listener(cookie, NM_LISTENER_OUTBOUND, outbound.get()));
-  must(capture_->set_listener(cookie, NM_LISTENER_INBOUND, inbound.get()));
-  must(capture_->set_listener(cookie, NM_LISTENER_HBONE, hbone.get()));
+  must(capture_->set_listeners(cookie, std::array{outbound.get(), inbound.get(), hbone.get()}));
   must(capture_->set_cgroup(kernel::cgroup_id(pod_cgroup).value(), NM_ENROL_ON));
   must(capture_->set_pod(cookie, addresses, NM_ENROL_ON));
 }

@@ -8,6 +8,7 @@ standard library and starts fast.
     podtool.py many HOST PORT N     [--hold]
     podtool.py loop HOST PORT       until SIGTERM: connect, send, expect one byte; counts what happened
     podtool.py session HOST PORT    until it breaks or SIGTERM: ping and pong over one connection
+    podtool.py thief PORT HOST…     binds whatever others listen on here, but PORT; tells who connected to it
 """
 
 import contextlib
@@ -308,6 +309,55 @@ def session(host, port):
     say(event="session", exchanges=count, how=how)
 
 
+def listening_ports():
+    """(family, port) of every socket that listens in this network namespace."""
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        with open(f"/proc/net/{table}", encoding="ascii") as lines:
+            next(lines)
+            rows = [line.split() for line in lines]
+        found += [(family, int(row[1].rpartition(":")[2], 16)) for row in rows if row[3] == "0A"]
+    return sorted(set(found))
+
+
+def take_port(host, port, share, listen):
+    """A socket on somebody else's port, or None; `share` names the option that is to make it possible."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    for option in share:
+        sock.setsockopt(socket.SOL_SOCKET, option, 1)
+    try:
+        sock.bind((host, port))
+        if listen:
+            sock.listen(64)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def thief(spared, hosts):
+    """Every way that bind() offers to get onto the listeners' ports, on all addresses and on each of `hosts`."""
+    selector, bound = selectors.DefaultSelector(), []
+    shares = {"reuseport": (socket.SO_REUSEPORT, socket.SO_REUSEADDR), "reuseaddr": (socket.SO_REUSEADDR,), "none": ()}
+    victims = [(family, port) for family, port in listening_ports() if port != spared]
+    for family, port in victims:
+        everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"
+        for host in (everywhere, *hosts):
+            for name, share in shares.items():
+                for listen in (True, False):
+                    if sock := take_port(host, port, share, listen):
+                        bound.append([host, port, name, listen])
+                        selector.register(sock, selectors.EVENT_READ)
+    say(event="thief", tried=len(victims), bound=bound)
+    while True:
+        for key, _ in selector.select():
+            with contextlib.suppress(OSError):  # one that only bound
+                sock, peer = key.fileobj.accept()
+                say(event="stolen", peer=list(peer[:2]), local=list(sock.getsockname()[:2]))
+                abort(sock)
+
+
 def main(words):
     command, options = words[0], {}
     plain = []
@@ -330,6 +380,8 @@ def main(words):
         loop(plain[0], int(plain[1]))
     elif command == "session":
         session(plain[0], int(plain[1]))
+    elif command == "thief":
+        thief(int(plain[0]), plain[1:])
     else:
         sys.exit(__doc__)
 

@@ -25,6 +25,7 @@ namespace {
 constexpr uint64_t kClientPod = 11, kServerPod = 22;
 const SockAddr kClient = *SockAddr::parse("127.0.0.5:40000");
 const SockAddr kHbone = *SockAddr::parse("127.0.0.1:15008");
+constexpr uint16_t kListenerPort = 40001;  // of some worker
 
 // Plays the control thread and the warden: sockets come when the test lets them.
 struct FakeControl final : ControlPort {
@@ -102,8 +103,8 @@ struct World {
     worker.stop_and_join();
   }
   void add_pods() {
-    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {});
-    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {});
+    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {}, {});
+    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {}, {kListenerPort});
   }
   void configure(bool denied) {
     model::SnapshotContent content{.generation = ++generation, .node = "n1"};
@@ -263,9 +264,11 @@ TEST_CASE("a plaintext connection from outside reaches the application, and nobo
   Fd nobody = world.plaintext({Addr::v4(127, 0, 0, 1), 1});
   world.check_reset(nobody);
   CHECK(world.total(Direction::inbound, Path::plaintext, Reason::CONNECT_REFUSED) == 1);
-  Fd loop = world.plaintext(kHbone);
-  world.check_reset(loop);
-  CHECK(world.total(Direction::inbound, Path::plaintext, Reason::LOOP) == 1);
+  for (uint16_t port : {uint16_t{NM_HBONE_PORT}, kListenerPort}) {
+    Fd loop = world.plaintext({kHbone.ip, port});
+    world.check_reset(loop);
+  }
+  CHECK(world.total(Direction::inbound, Path::plaintext, Reason::LOOP) == 2);
 }
 
 TEST_CASE("a CONNECT whose bytes and end come before there is a socket is delivered whole") {

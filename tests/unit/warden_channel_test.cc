@@ -216,6 +216,44 @@ TEST_CASE("a pod that is gone is not returned to the next warden") {
   CHECK(f.heard.count<ReturnListeners>() == 0);
 }
 
+TEST_CASE("a proxy that drains returns no listener and takes none, and still hears of the pods it serves") {
+  Fixture f;
+  f.start();
+  WardenLink link(f.reactor, f.told, f.path, 1, ::getuid());
+  REQUIRE(f.until([&] { return f.heard.count<ReturnDone>() == 1; }));
+  f.heard.channel->send(Welcome{.generation = 1});
+  send_listeners(*f.heard.channel, 42, 1);
+  REQUIRE(f.until([&] { return f.told.added.size() == 1; }));
+  link.takeover_ready(42);
+  REQUIRE(f.until([&] { return f.heard.count<TakeoverReady>() == 1; }));
+  link.drain();
+  f.told.listeners.clear();  // as the workers do
+
+  f.heard.messages.clear();
+  f.heard.descriptors.clear();
+  f.heard.channel.reset();
+  REQUIRE(f.until([&] { return f.heard.count<ReturnDone>() == 1; }));
+  CHECK(std::get<Hello>(f.heard.messages[0]).flags == Hello::kDraining);
+  CHECK(f.heard.count<ReturnListeners>() == 0);
+
+  f.heard.channel->send(Welcome{.generation = 2});
+  f.heard.channel->send(PodAdd{to_record(pod_with(42))});
+  send_listeners(*f.heard.channel, 42, 1);
+  send_listeners(*f.heard.channel, 43, 1);
+  f.heard.channel->send(PodAdd{to_record(pod_with(44))});
+  f.heard.channel->send(SnapshotSent{});
+  REQUIRE(f.until([&] { return f.told.snapshots == 1; }));
+  CHECK(f.told.added.size() == 1);
+  CHECK(f.told.listeners.empty());
+  REQUIRE(f.told.updated.size() == 2);
+  CHECK(f.told.updated[0] == pod_with(42));
+  CHECK(f.told.updated[1] == pod_with(42));
+  link.takeover_ready(42);
+  REQUIRE(link.want_sockets(42, SocketKind::in, 1));
+  REQUIRE(f.until([&] { return f.heard.count<WantSockets>() == 1; }));
+  CHECK(f.heard.count<TakeoverReady>() == 0);
+}
+
 TEST_CASE("sockets and their descriptors arrive together, and a refusal arrives with its reason") {
   Fixture f;
   f.start();

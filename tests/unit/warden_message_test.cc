@@ -96,7 +96,8 @@ TEST_CASE("numbers outside their range are refused with the field's name") {
   };
   CHECK(refused(Hello{.workers = 0}).find("workers") != std::string::npos);
   CHECK(refused(Hello{.workers = 65}).find("workers") != std::string::npos);
-  CHECK(refused(Hello{.version = 2}).find("version") != std::string::npos);
+  CHECK(refused(Hello{.version = kChannelVersion - 1}).find("version") != std::string::npos);
+  CHECK(refused(Hello{.flags = 2}).find("flags") != std::string::npos);
   CHECK(refused(WantSockets{.cookie = 1, .kind = 2, .count = 1}).find("kind") != std::string::npos);
   CHECK(refused(WantSockets{.cookie = 1, .kind = 0, .count = 0}).find("count") != std::string::npos);
   CHECK(refused(WantSockets{.cookie = 1, .kind = 0, .count = 65}).find("count") != std::string::npos);

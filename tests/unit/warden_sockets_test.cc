@@ -156,9 +156,7 @@ TEST_CASE("what is not a network namespace is refused by name") {
   }
 }
 
-TEST_CASE(
-    "listeners form one group per kind, on different ephemeral ports, ready for accepted sockets to "
-    "inherit") {
+TEST_CASE("every listener has an ephemeral port of its own and what accepted sockets are to inherit") {
   if (!is_root()) return;
   Namespace child;
   auto netns = open_netns(child.path);
@@ -167,20 +165,48 @@ TEST_CASE(
   REQUIRE(made);
   REQUIRE(made->size() == 9);
   std::set<uint16_t> ports;
-  for (size_t i = 0; i < made->size(); ++i) {
-    const Fd& fd = (*made)[i];
+  for (const Fd& fd : *made) {
     CHECK(option(fd, SOL_SOCKET, SO_ACCEPTCONN) == 1);
     CHECK(option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 0);
     CHECK(option(fd, IPPROTO_TCP, TCP_NODELAY) == 1);
     CHECK(option(fd, IPPROTO_TCP, TCP_KEEPIDLE) == 180);
     CHECK(option(fd, IPPROTO_TCP, TCP_KEEPINTVL) == 180);
     CHECK(option(fd, IPPROTO_TCP, TCP_KEEPCNT) == 9);
+    CHECK(option(fd, SOL_SOCKET, SO_REUSEADDR) == 1);
     CHECK((::fcntl(fd.get(), F_GETFL) & O_NONBLOCK));
     CHECK((::fcntl(fd.get(), F_GETFD) & FD_CLOEXEC));
-    CHECK(name_of(fd, ::getsockname).port == name_of((*made)[i / 3 * 3], ::getsockname).port);
     ports.insert(name_of(fd, ::getsockname).port);
   }
-  CHECK(ports.size() == 3);
+  CHECK(ports.size() == 9);
+}
+
+TEST_CASE("no other socket can bind a listener's port, not even of our uid, with any option or address") {
+  if (!is_root()) return;
+  Namespace child;
+  auto netns = open_netns(child.path);
+  REQUIRE(netns);
+  for (bool ipv6 : {true, false}) {
+    auto made = make_listeners({.netns = netns->fd.get(), .ipv6 = ipv6, .count = 1});
+    REQUIRE(made);
+    uint16_t port = name_of((*made)[0], ::getsockname).port;
+    for (const char* address : {"0.0.0.0", "127.0.0.1", "10.99.0.1", "::", "::1"}) {
+      SockAddr competing{*Addr::parse(address), port};
+      if (!ipv6 && !competing.ip.is_v4()) continue;
+      for (int options = 0; options < 4; ++options) {
+        CAPTURE(competing.to_string());
+        CAPTURE(options);
+        auto inside = InNamespace::enter(netns->fd.get());
+        sockaddr_storage native{};
+        int family = competing.ip.is_v4() ? AF_INET : AF_INET6, on = 1;
+        socklen_t length = competing.to_native(native, family);
+        Fd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        if (options & 1) ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        if (options & 2) ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+        CHECK(::bind(fd.get(), reinterpret_cast<sockaddr*>(&native), length) == -1);
+        CHECK(errno == EADDRINUSE);
+      }
+    }
+  }
 }
 
 TEST_CASE("sockets are made for IPv4 alone where the namespace has no IPv6") {

@@ -1,0 +1,193 @@
+// One listener per pod, kind and worker: who gets which connection.
+#include <bpf/bpf.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <string>
+#include <vector>
+
+#include "bpf/world.h"
+#include "doctest/doctest.h"
+
+namespace nodemesh::test {
+namespace {
+
+const SockAddr kAny{*Addr::parse("::"), 0};
+
+// Listeners of `workers` workers, ordered as set_listeners wants them.
+struct Listeners {
+  std::vector<Fd> all;
+  size_t workers;
+
+  Listeners(World& world, size_t count) : workers(count) {
+    for (size_t i = 0; i < count * NM_LISTENER_COUNT; i++) all.push_back(world.proxy->listen(kAny, AF_INET6));
+  }
+  std::vector<int> numbers() const {
+    std::vector<int> out;
+    for (const Fd& fd : all) out.push_back(fd.get());
+    return out;
+  }
+  Fd& of(nm_listener kind, size_t worker) { return all[kind * workers + worker]; }
+  // How many connections wait at each worker's listener of the kind; all are taken.
+  std::vector<int> taken(nm_listener kind) {
+    std::vector<int> counts(workers);
+    for (size_t worker = 0; worker < workers; worker++)
+      while (!nobody_waits(of(kind, worker).get()))
+        counts[worker] += bool(accept_one(of(kind, worker).get()));
+    return counts;
+  }
+};
+
+std::vector<Fd> connect_often(Actor& from, const char* to, int count) {
+  std::vector<Fd> clients;
+  for (int i = 0; i < count; i++) {
+    Connected client = from.connect(at(to));
+    CHECK(client.error == 0);
+    clients.push_back(std::move(client.fd));
+  }
+  return clients;
+}
+
+int sum(const std::vector<int>& counts) {
+  int total = 0;
+  for (int count : counts) total += count;
+  return total;
+}
+
+TEST_CASE("connections of each kind spread over the workers' listeners, from IPv4 and IPv6") {
+  World world;
+  world.open();
+  world.enrol();
+  Listeners listeners(world, 3);
+  REQUIRE(world.capture().set_listeners(world.cookie, listeners.numbers()));
+  struct Case {
+    Actor& from;
+    const char* to;
+    nm_listener kind;
+  } cases[] = {{*world.app, "192.0.2.7:80", NM_LISTENER_OUTBOUND},
+               {*world.app, "[2001:db8::7]:80", NM_LISTENER_OUTBOUND},
+               {*world.stranger, "10.66.0.2:8080", NM_LISTENER_INBOUND},
+               {*world.stranger, "[fd66::2]:8080", NM_LISTENER_INBOUND},
+               {*world.stranger, "10.66.0.2:15008", NM_LISTENER_HBONE}};
+  for (Case& each : cases) {
+    CAPTURE(each.to);
+    auto clients = connect_often(each.from, each.to, 150);
+    auto counts = listeners.taken(each.kind);
+    CHECK(sum(counts) == 150);
+    for (int count : counts) CHECK(count > 20);
+  }
+}
+
+TEST_CASE("new listeners take over by one write each, and whoever waits at the old ones stays there") {
+  World world;
+  world.open();
+  world.enrol();
+  Listeners old(world, 2), next(world, 2);
+  REQUIRE(world.capture().set_listeners(world.cookie, old.numbers()));
+  auto before = connect_often(*world.app, "192.0.2.7:80", 10);
+  REQUIRE(world.capture().set_listeners(world.cookie, next.numbers()));
+  auto after = connect_often(*world.app, "192.0.2.7:80", 10);
+  CHECK(sum(old.taken(NM_LISTENER_OUTBOUND)) == 10);
+  CHECK(sum(next.taken(NM_LISTENER_OUTBOUND)) == 10);
+}
+
+TEST_CASE("when the number of workers changes nothing goes to a listener that was not named") {
+  World world;
+  world.open();
+  world.enrol();
+  Listeners four(world, 4), one(world, 1);
+  REQUIRE(world.capture().set_listeners(world.cookie, four.numbers()));
+  REQUIRE(world.capture().set_listeners(world.cookie, one.numbers()));
+  auto clients = connect_often(*world.stranger, "10.66.0.2:8080", 40);
+  CHECK(one.taken(NM_LISTENER_INBOUND)[0] == 40);
+  REQUIRE(world.capture().set_listeners(world.cookie, four.numbers()));
+  clients = connect_often(*world.stranger, "10.66.0.2:8080", 40);
+  CHECK(sum(four.taken(NM_LISTENER_INBOUND)) == 40);
+}
+
+TEST_CASE("a worker whose listener is gone leaves its connections to the others") {
+  World world;
+  world.open();
+  world.enrol();
+  Listeners listeners(world, 3);
+  REQUIRE(world.capture().set_listeners(world.cookie, listeners.numbers()));
+  listeners.of(NM_LISTENER_OUTBOUND, 0).reset();
+  listeners.of(NM_LISTENER_INBOUND, 2).reset();
+  CHECK(world.capture().has_listener(world.cookie, NM_LISTENER_OUTBOUND));
+  auto captured = connect_often(*world.app, "192.0.2.7:80", 60);
+  auto steered = connect_often(*world.stranger, "10.66.0.2:8080", 60);
+  auto at_workers = listeners.taken(NM_LISTENER_OUTBOUND);
+  CHECK(at_workers[1] + at_workers[2] == 60);
+  at_workers = listeners.taken(NM_LISTENER_INBOUND);
+  CHECK(at_workers[0] + at_workers[1] == 60);
+
+  listeners.of(NM_LISTENER_OUTBOUND, 1).reset();
+  listeners.of(NM_LISTENER_OUTBOUND, 2).reset();
+  CHECK(eventually([&] { return !world.capture().has_listener(world.cookie, NM_LISTENER_OUTBOUND); }));
+  CHECK(world.app->connect(at("192.0.2.7:80")).error == EPERM);
+}
+
+TEST_CASE("as many workers as there may be all get connections") {
+  World world;
+  world.open();
+  world.enrol();
+  Listeners listeners(world, NM_MAX_WORKERS);
+  REQUIRE(world.capture().set_listeners(world.cookie, listeners.numbers()));
+  auto clients = connect_often(*world.stranger, "10.66.0.2:8080", 1000);
+  auto counts = listeners.taken(NM_LISTENER_INBOUND);
+  CHECK(sum(counts) == 1000);
+  for (int count : counts) CHECK(count > 0);
+}
+
+TEST_CASE("nobody who shares a listener's port gets what is steered to it") {
+  World world;
+  world.open();
+  world.enrol();
+  // Even a listener that lets others join its group: steering goes to the socket, not to the group.
+  Fd open = world.proxy->listen(kAny, AF_INET6, true);
+  REQUIRE(world.capture().set_listeners(world.cookie,
+                                        std::array{world.outbound.get(), open.get(), world.hbone.get()}));
+  Fd thief = world.app->listen({*Addr::parse("::"), local_name(open.get()).port}, AF_INET6, true);
+  Fd closer = world.app->listen({World::kPod4, local_name(open.get()).port}, AF_INET, true);
+  auto clients = connect_often(*world.stranger, "10.66.0.2:8080", 100);
+  CHECK(nobody_waits(thief.get()));
+  CHECK(nobody_waits(closer.get()));
+  int got = 0;
+  while (!nobody_waits(open.get())) got += bool(accept_one(open.get()));
+  CHECK(got == 100);
+}
+
+TEST_CASE("enrolling again, or a new address, leaves the listeners in force") {
+  World world;
+  world.open();
+  world.enrol();
+  const Addr both[] = {World::kPod4, World::kPod6};
+  REQUIRE(world.capture().set_pod(world.cookie, both, NM_ENROL_OFF));
+  REQUIRE(world.capture().set_pod(world.cookie, std::array{World::kPod4}, NM_ENROL_ON));
+  CHECK(world.app->connect(at("192.0.2.7:80")).error == 0);
+  CHECK(accept_one(world.outbound.get()));
+}
+
+TEST_CASE("listeners of another namespace, that do not listen, or without a pod are refused") {
+  World world;
+  world.open();
+  auto refusal = [&](std::vector<int> listeners) {
+    auto done = world.capture().set_listeners(world.cookie, listeners);
+    return done ? std::string("accepted") : done.error().message;
+  };
+  Fd good = world.proxy->listen(kAny, AF_INET6);
+  CHECK(refusal({good.get(), good.get(), good.get()}).find("set it before") != std::string::npos);
+  world.enrol();
+  Fd elsewhere = world.stranger->listen(at("10.66.0.1:7000"), AF_INET);
+  CHECK(refusal({good.get(), elsewhere.get(), good.get()}).find("the socket was made in namespace") !=
+        std::string::npos);
+  Connected deaf = world.proxy->connect(at("127.0.0.1:1"));
+  CHECK(refusal({good.get(), good.get(), deaf.fd.get()}).find("must be a TCP socket that listens") !=
+        std::string::npos);
+  CHECK(refusal({good.get(), good.get()}).find("2 listeners") != std::string::npos);
+  CHECK(refusal({}).find("0 listeners") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace nodemesh::test
