@@ -14,17 +14,20 @@ from waiting import wait_for
 
 def kill(node, program):
     """kill -9 of the program on the node, but not of the supervisor above it; returns the ids."""
-    victims = node.agent_pids(program, workers=True)
-    assert victims, f"no {program} on {node.name}"
+    victims = wait_for(lambda: node.agent_pids(program, workers=True), 10, f"{program} runs on {node.name}")
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return victims
 
 
+def wait_replaced(node, program, victims, seconds=10):
+    wait_for(lambda: set(node.agent_pids(program, workers=True)) - set(victims), seconds, f"{program} is back")
+    node.wait_ready(seconds)
+
+
 def wait_back(mesh, node, program, victims):
-    wait_for(lambda: [pid for pid in node.agent_pids(program) if pid not in victims], 10, f"{program} is back")
-    node.wait_ready(10)
+    wait_replaced(node, program, victims)
     mesh.wait_reaches(mesh.client, mesh.server)
 
 
@@ -78,9 +81,7 @@ def test_forbidden_traffic_never_succeeds_while_processes_are_killed(own_mesh, w
         loop.wait_output('"first"')
     for _ in range(5):
         victims = kill(node, program)
-        wait_for(lambda victims=victims: [pid for pid in node.agent_pids(program) if pid not in victims], 15,
-                 f"{program} is back")
-        node.wait_ready(15)
+        wait_replaced(node, program, victims, 15)
     for loop in loops:
         loop.stop(seconds=20)
         outcomes = programs.events(loop, "loop")[0]["outcomes"]
