@@ -72,6 +72,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
  private:
   struct Announced {
     warden::Pod pod;
+    warden::PodListeners waiting;  // not accepted on yet
     std::array<uint16_t, NM_LISTENER_COUNT> ports{};
     size_t closing = 0;  // workers that have not closed it yet
   };
@@ -91,6 +92,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_snapshot_sent() override;
   void on_warden_closed(const Error& why) override;
 
+  void open(Announced& announced);
   void reconfigure();
   void want_identities();
   void publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);

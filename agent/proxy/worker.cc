@@ -146,9 +146,10 @@ void Worker::add_pod(const warden::Pod& announced, std::vector<Fd> listeners) {
   if (slot == nullptr) slot = std::make_unique<PodState>(*this, announced);
   PodState& pod = *slot;
   pod.info = announced;
+  refresh_pod(pod);
+  if (listeners.empty()) return;
   pod.listeners.clear();
   pod.listener_ports.clear();
-  refresh_pod(pod);
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
     pod.listeners.push_back(
         std::make_unique<Listener>(*this, pod, static_cast<nm_listener>(kind), std::move(listeners[kind])));

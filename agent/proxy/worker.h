@@ -91,7 +91,8 @@ class Worker {
   void set_snapshot(std::shared_ptr<const model::Snapshot> snapshot);
   void set_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
   void set_trust(std::shared_ptr<const tls::TrustBundle> trust);
-  void add_pod(const warden::Pod& pod, std::vector<Fd> listeners);  // one per kind, this worker's
+  // `listeners`: one per kind, this worker's, accepted on from now; empty: the pod keeps those it has.
+  void add_pod(const warden::Pod& pod, std::vector<Fd> listeners);
   void update_pod(const warden::Pod& pod);
   void remove_pod(uint64_t cookie);
   void add_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason);

@@ -44,7 +44,8 @@ def test_a_killed_proxy_is_back_and_no_new_connection_is_refused_meanwhile(own_m
     result = programs.events(attempts, "loop")[0]
     assert result["outcomes"]["ok"] > 10 and result["longest_gap"] < 10, result
     assert set(result["outcomes"]) <= {"ok", "ECONNRESET", "fin"}, "connects wait; only what was under way breaks"
-    assert sum(n for how, n in result["outcomes"].items() if how != "ok") <= 12, result
+    broken = sum(n for how, n in result["outcomes"].items() if how != "ok")
+    assert broken <= 3, f"one is under way at a time, so one breaks per kill: {result}"
 
 
 @pytest.mark.parametrize("where", ["node1", "node2"])
@@ -117,6 +118,20 @@ def test_a_stopped_agent_leaves_nothing_and_its_pods_without_a_mesh(own_mesh):
         mesh.wait_reaches(mesh.client, mesh.server)
     assert ECHO in capture.report().ports(), "its pods talk as they did before"
     assert os.listdir(mesh.node1.run_dir) == []
+
+
+def test_keys_are_taken_over_although_the_authority_was_faster_than_the_warden(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    wardens = mesh.node1.agent_pids("nodemesh-warden", workers=True)
+    for pid in wardens:
+        os.kill(pid, signal.SIGSTOP)
+    kill(mesh.node1, "nodemesh-proxy")
+    wait_for(lambda: mesh.node1.agent.output().count("certificate issued") >= 4, 10, "new certificates")
+    for pid in wardens:
+        os.kill(pid, signal.SIGCONT)
+    mesh.wait_reaches(mesh.client, mesh.server)
+    assert "took over keys" in mesh.node1.agent.output()
 
 
 def test_keys_survive_the_proxy_although_the_authority_is_down(own_mesh):
