@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+import cgroups
 import manifests
 import programs
 from mesh import ECHO, Mesh
@@ -64,6 +65,35 @@ def test_a_killed_warden_breaks_no_connection_and_is_back(own_mesh, where):
     attempts.stop()
     result = programs.events(attempts, "loop")[0]
     assert result["longest_gap"] < 10 and result["outcomes"]["ok"] > 10, result
+
+
+def openers(node):
+    """Process ids of the node's opener: none, or one."""
+    found = set()
+    for pid in cgroups.members(node.cgroup):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="ascii") as name:
+            if name.read() == "nm-opener\n":
+                found.add(pid)
+    return found
+
+
+def test_a_pod_that_nobody_named_stays_out_while_no_opener_can_start(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    unknown = mesh.node1.pod("unknown", "shop", "unknown", apply=False)
+    attempts = unknown.spawn_tool("loop", mesh.plain.ipv4, ECHO)
+    attempts.wait_output('"first"')
+    seen = openers(mesh.node1)
+    with cgroups.frozen(cgroups.of(min(seen))):  # a new opener stops when it joins, before it can say that it is ready
+        for pid in seen:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(3):
+            wait_for(lambda: openers(mesh.node1) - seen, 15, "another opener")
+            seen |= openers(mesh.node1)
+    attempts.stop()
+    outcomes = programs.events(attempts, "loop")[0]["outcomes"]
+    assert "ok" not in outcomes and sum(outcomes.values()) > 10, outcomes
+    mesh.wait_reaches(mesh.client, mesh.server, seconds=20)
 
 
 @pytest.mark.parametrize("program", ["nodemesh-proxy", "nodemesh-warden"])
