@@ -97,6 +97,7 @@ void Control::reconfigure() {
       translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
+  translated_ = clock_.now();
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());

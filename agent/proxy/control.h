@@ -55,6 +55,8 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // For the admin port; on the control thread.
   const std::shared_ptr<const model::Snapshot>& snapshot() const { return snapshot_; }
   const std::vector<kube::Status>& statuses() const { return statuses_; }
+  // When the folder was last translated.
+  Monotonic::time_point translated() const { return translated_; }
   const identity::CredentialStore& credentials() const { return credentials_; }
   bool warden_connected() const { return link_.connected(); }
   // Why the proxy is not ready; empty when it is.
@@ -116,6 +118,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   kube::Folder folder_;
   std::shared_ptr<const model::Snapshot> snapshot_;
   std::vector<kube::Status> statuses_;
+  Monotonic::time_point translated_{};
   identity::CaClient ca_;
   identity::CredentialStore credentials_;
   std::shared_ptr<const tls::TicketKeys> ticket_keys_;

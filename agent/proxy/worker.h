@@ -134,6 +134,7 @@ class Worker {
 
   io::Mailbox mailbox_;
   std::unordered_map<uint64_t, std::unique_ptr<PodState>> pods_;
+  std::unordered_map<std::string, uint64_t> cookies_;  // of `pods_`, by uid; where two share one, the newer
   std::unordered_map<std::string, std::shared_ptr<const tls::Credential>> credentials_;
   std::vector<std::unique_ptr<Session>> graves_;
   io::Deferred burial_;
