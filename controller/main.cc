@@ -139,7 +139,14 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(int64_t{0}, int64_t{4294967294}));
   app.add_option("--log-level", options.log_level, "debug, info, warn, error or off")->capture_default_str();
   app.add_flag("--log-json", options.log_json, "log as JSON lines");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "nodemesh-controller: %s; see nodemesh-controller --help\n", error.what());
+    return 2;
+  }
   options.listen = listen.substr(5);
 
   auto level = log::parse_level(options.log_level);

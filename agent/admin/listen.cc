@@ -45,7 +45,7 @@ bool is_stale(const sockaddr_un& native) {
   struct stat status{};
   if (::lstat(native.sun_path, &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
   Fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&native), sizeof native) != 0 &&
+  return probe && ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&native), sizeof native) != 0 &&
          errno == ECONNREFUSED;
 }
 

@@ -55,7 +55,7 @@ class Server::Connection final : private io::EventHandler {
   }
   bool answering() const { return state_ != State::reading; }
   // The reply to request number `request`; late ones are ignored.
-  void respond(uint64_t request, Response response) {
+  void respond(uint64_t request, const Response& response) {
     if (request != request_number_ || state_ != State::waiting) return;
     send(response);
     drive();
@@ -106,7 +106,7 @@ class Server::Connection final : private io::EventHandler {
     Request request;
     switch (parser_.next(request)) {
       case RequestParser::Status::ready:
-        dispatch(std::move(request));
+        dispatch(request);
         return true;
       case RequestParser::Status::bad:
         keep_alive_ = false;
@@ -128,7 +128,7 @@ class Server::Connection final : private io::EventHandler {
     return got < 0 && errno == EINTR;
   }
 
-  void dispatch(Request request) {
+  void dispatch(const Request& request) {
     state_ = State::waiting;
     keep_alive_ = request.keep_alive;
     head_ = request.method == "HEAD";
@@ -139,7 +139,7 @@ class Server::Connection final : private io::EventHandler {
         [&server = server_, id = id_, number = ++request_number_](Response response) mutable {
           server.mailbox_.post([&server, id, number, response = std::move(response)]() mutable {
             auto found = server.connections_.find(id);
-            if (found != server.connections_.end()) found->second->respond(number, std::move(response));
+            if (found != server.connections_.end()) found->second->respond(number, response);
           });
         });
   }

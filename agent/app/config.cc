@@ -13,6 +13,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "app/supervisor.h"
+
 namespace nodemesh::app {
 
 ParsedCommand parse_warden_command(int argc, const char* const* argv) {
@@ -58,7 +60,7 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
     out.exit_code = app.exit(help);
   } catch (const CLI::ParseError& error) {
     fmt::print(stderr, "nodemesh-warden: {}; see nodemesh-warden --help\n", error.what());
-    out.exit_code = 1;
+    out.exit_code = kWrongUsage;
   }
   return out;
 }

@@ -341,7 +341,8 @@ int node_run_main(int argc, const char* const* argv) {
   } catch (const CLI::CallForHelp& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return cannot_start(fmt::format("{}; see meshctl node run --help", error.what()));
+    cannot_start(fmt::format("{}; see meshctl node run --help", error.what()));
+    return kWrongUsage;
   }
   log::set_json(config.log_format == "json");
   return run(config);

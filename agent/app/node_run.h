@@ -41,7 +41,8 @@ uint32_t default_workers(unsigned cpus);
 std::vector<ChildSpec> children_of(const NodeConfig& config,
                                    const std::function<std::string(const std::string&)>& find);
 
-// argv[0] is ignored ("run"). Returns the exit code: 0 after a signal, 1 when something cannot start.
+// argv[0] is ignored ("run"). Returns the exit code: 0 after a signal, 1 when something cannot start, 2 for
+// wrong usage.
 int node_run_main(int argc, const char* const* argv);
 
 }  // namespace nodemesh::app

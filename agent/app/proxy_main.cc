@@ -67,7 +67,9 @@ void add_options(CLI::App& app, ProxyConfig& config) {
   app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")
       ->required()
       ->type_name("DIR");
-  app.add_option("--workers", config.control.workers, "worker threads")->check(CLI::Range(1, 64));
+  app.add_option("--workers", config.control.workers, "worker threads")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   app.add_option("--ca", config.ca, "the certificate authority's socket")
       ->capture_default_str()
       ->type_name("unix:PATH");
@@ -207,7 +209,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::CallForHelp& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return cannot_start(fmt::format("{}; see nodemesh-proxy --help", error.what()));
+    cannot_start(fmt::format("{}; see nodemesh-proxy --help", error.what()));
+    return kWrongUsage;
   }
   auto lifetime = parse_lifetime(config.cert_lifetime);
   if (!lifetime)

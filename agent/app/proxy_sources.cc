@@ -144,7 +144,11 @@ json listener_rows(const proxy::Control& control) {
   return rows;
 }
 
-json status_object(proxy::Control& control, const std::string& node) {
+json status_object(proxy::Control& control, const std::string& node, Monotonic::time_point started,
+                   const Clock& clock) {
+  auto since = [&](Monotonic::time_point then) {
+    return std::chrono::duration_cast<seconds>(clock.now() - then).count();
+  };
   json rejected = json::array();
   for (const auto& status : control.statuses()) {
     for (const auto& problem : status.problems) {
@@ -163,9 +167,11 @@ json status_object(proxy::Control& control, const std::string& node) {
           {"ready", reasons.empty()},
           {"reasons", reasons},
           {"generation", control.snapshot()->generation()},
+          {"config_age_s", since(control.translated())},
           {"rejected", rejected},
           {"warden", {{"connected", control.warden_connected()}}},
           {"workers", control.workers().size()},
+          {"uptime_s", since(started)},
           {"pid", ::getpid()}};
 }
 
@@ -210,7 +216,9 @@ admin::Sources proxy_sources(proxy::Control& control, const std::string& node, c
   sources.policies = on_control([&control] { return policy_rows(control); });
   sources.certs = on_control([&control, &clock] { return cert_rows(control, clock); });
   sources.listeners = on_control([&control] { return listener_rows(control); });
-  sources.status = on_control([&control, node] { return status_object(control, node); });
+  sources.status = on_control([&control, node, started = clock.now(), &clock] {
+    return status_object(control, node, started, clock);
+  });
   sources.config_dump = on_control([&control] {
     return json{{"snapshot", translate::to_json(*control.snapshot())},
                 {"objects", translate::to_json(control.statuses())}};

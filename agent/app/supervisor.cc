@@ -152,7 +152,8 @@ class Supervision {
       if (stopping_child_ == &child) next_to_stop();
       return;
     }
-    if (first && WIFEXITED(status) && WEXITSTATUS(status) == kCannotStart) return stop(kCannotStart);
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+    if (first && (code == kCannotStart || code == kWrongUsage)) return stop(kCannotStart);
     milliseconds delay = child.backoff.after_death(child.started);
     child.start_at = clock_.now() + delay;
     log::warn(log::Component::app, "process ended, starting it again",

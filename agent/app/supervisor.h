@@ -43,6 +43,8 @@ struct ChildSpec {
 // Exit code of a program that could not start for a reason only a person can mend, already printed by it.
 // When a first start ends so, the supervisor ends with it instead of trying again.
 inline constexpr int kCannotStart = 1;
+// The same for a command line that is wrong.
+inline constexpr int kWrongUsage = 2;
 
 // Runs the children until one of them cannot start, or SIGTERM, SIGINT or SIGHUP comes; then stops all, the
 // first of `specs` first, each with its grace, and returns the exit code for the process. A second such

@@ -63,7 +63,7 @@ CredentialStore::Entry& CredentialStore::add(const std::string& uri) {
 }
 
 void CredentialStore::adopt(const VaultContents& contents) {
-  if (contents.trust) {
+  if (contents.trust && !trust_) {  // what the CA has said already is newer
     trust_ = contents.trust;
     on_trust_(trust_);
   }

@@ -57,8 +57,9 @@ class CredentialStore {
   // The whole set of identities (SPIFFE URIs) that this node needs from now on: new ones are requested at
   // once, others are dropped with their keys.
   void set_wanted(std::set<std::string> uris);
-  // Takes over what an earlier process left: valid credentials are published and renewed at their time. Call
-  // before set_wanted; identities not wanted then are dropped.
+  // Takes over what an earlier process left: valid credentials are published and renewed at their time, but
+  // for what the CA has given already, which stays. The next set_wanted drops identities that it does not
+  // name.
   void adopt(const VaultContents& contents);
   // What to hand to a successor: credentials and roots (ticket keys are the caller's).
   VaultContents contents() const;

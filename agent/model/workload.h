@@ -23,9 +23,11 @@ enum class Mesh : uint8_t {
 };
 std::string_view mesh_name(Mesh mesh);
 
+inline constexpr size_t kMaxUid = 63;
+
 struct Workload {
   Origin origin;
-  std::string uid;  // the pod's; "ns/name" where the object has none
+  std::string uid;  // the pod's; "ns/name" where the object has none; at most kMaxUid bytes, none below 0x20
   std::string ns;
   std::string name;
   std::string service_account;

@@ -97,6 +97,7 @@ void Control::reconfigure() {
       translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
+  translated_ = clock_.now();
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
@@ -225,8 +226,9 @@ void Control::on_warden_connected(const warden::Welcome& welcome) {
 }
 
 void Control::on_keys(Fd keys) {
-  // Only a fresh process needs them: one that has served since keeps its own.
-  if (!keys || pods_known_ || credentials_.trust() != nullptr) return;
+  // Only a fresh process needs them, even if the CA was faster: it may have answered for some identities
+  // only.
+  if (!keys || pods_known_) return;
   std::vector<std::string> dropped;
   auto contents = identity::read_vault(keys.get(), &dropped);
   if (!contents) {
@@ -245,7 +247,18 @@ void Control::on_keys(Fd keys) {
 
 void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
   auto& announced = pods_[pod.cookie];
-  announced = {.pod = pod};
+  announced = {.pod = pod, .waiting = std::move(listeners)};
+  for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.add_pod(pod, {}, {}); });
+  if (pods_known_) open(announced);
+}
+
+// A worker that accepts may at once hand over to another, or go to another pod of this node: so nobody
+// accepts before all workers have the pod, nor, in a new process, before they have all pods. Until then
+// connections wait in the backlog.
+void Control::open(Announced& announced) {
+  warden::PodListeners listeners = std::exchange(announced.waiting, {});
+  const warden::Pod& pod = announced.pod;
+  if (listeners[0].empty()) return;
   std::vector<uint16_t> ports;
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
     for (const Fd& fd : listeners[kind]) announced.ports[kind].push_back(io::local_address(fd.get()).port);
@@ -267,7 +280,7 @@ void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
 void Control::on_pod_update(warden::Pod pod) {
   auto& announced = pods_[pod.cookie];
   announced.pod = pod;
-  if (!pod.enrolled) announced.closing = workers_.size(), announced.ports = {};
+  if (!pod.enrolled) announced = {.pod = pod, .closing = workers_.size()};
   for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.update_pod(pod); });
   if (!pod.enrolled)
     log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
@@ -279,7 +292,7 @@ void Control::on_pod_gone(uint64_t cookie) {
     log::info(log::Component::proxy, "pod gone",
               {{"namespace", found->second.pod.ns}, {"pod", found->second.pod.name}});
   }
-  pods_[cookie].closing = workers_.size();
+  pods_[cookie] = {.closing = workers_.size()};
   for (auto& worker : workers_) worker->post([&to = *worker, cookie] { to.remove_pod(cookie); });
 }
 
@@ -300,6 +313,7 @@ void Control::on_kernel_stats(const warden::KernelStats& stats) {
 
 void Control::on_snapshot_sent() {
   pods_known_ = true;
+  for (auto& [cookie, announced] : pods_) open(announced);
   keys_due_.schedule(reactor_);
 }
 

@@ -55,6 +55,8 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // For the admin port; on the control thread.
   const std::shared_ptr<const model::Snapshot>& snapshot() const { return snapshot_; }
   const std::vector<kube::Status>& statuses() const { return statuses_; }
+  // When the folder was last translated.
+  Monotonic::time_point translated() const { return translated_; }
   const identity::CredentialStore& credentials() const { return credentials_; }
   bool warden_connected() const { return link_.connected(); }
   // Why the proxy is not ready; empty when it is.
@@ -72,6 +74,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
  private:
   struct Announced {
     warden::Pod pod;
+    warden::PodListeners waiting;                                // not accepted on yet
     std::array<std::vector<uint16_t>, NM_LISTENER_COUNT> ports;  // of each kind, by worker
     size_t closing = 0;                                          // workers that have not closed it yet
   };
@@ -91,6 +94,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_snapshot_sent() override;
   void on_warden_closed(const Error& why) override;
 
+  void open(Announced& announced);
   void reconfigure();
   void want_identities();
   void publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
@@ -114,6 +118,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   kube::Folder folder_;
   std::shared_ptr<const model::Snapshot> snapshot_;
   std::vector<kube::Status> statuses_;
+  Monotonic::time_point translated_{};
   identity::CaClient ca_;
   identity::CredentialStore credentials_;
   std::shared_ptr<const tls::TicketKeys> ticket_keys_;

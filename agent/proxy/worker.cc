@@ -146,10 +146,13 @@ void Worker::add_pod(const warden::Pod& announced, std::vector<Fd> listeners,
   auto& slot = pods_[announced.cookie];
   if (slot == nullptr) slot = std::make_unique<PodState>(*this, announced);
   PodState& pod = *slot;
+  if (pod.info.uid != announced.uid) cookies_.erase(pod.info.uid);
   pod.info = announced;
+  cookies_[announced.uid] = announced.cookie;
+  refresh_pod(pod);
+  if (listeners.empty()) return;
   pod.listeners.clear();
   pod.listener_ports = std::move(listener_ports);
-  refresh_pod(pod);
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
     pod.listeners.push_back(
         std::make_unique<Listener>(*this, pod, static_cast<nm_listener>(kind), std::move(listeners[kind])));
@@ -192,6 +195,8 @@ void Worker::remove_pod(uint64_t cookie) {
     for (auto& [key, tunnel] : pod.tunnels) tunnel->connection().close(gone);
     while (pod.sessions.first() != nullptr) pod.sessions.first()->abort(gone);
     pod.stock.clear(gone);
+    auto named = cookies_.find(pod.info.uid);
+    if (named != cookies_.end() && named->second == cookie) cookies_.erase(named);
     dying = std::move(found->second);
     pods_.erase(found);
   }
@@ -232,10 +237,8 @@ PodState* Worker::find_pod(uint64_t cookie) {
 }
 
 PodState* Worker::find_pod_by_uid(const std::string& uid) {
-  for (auto& [cookie, pod] : pods_) {
-    if (pod->info.uid == uid) return pod.get();
-  }
-  return nullptr;
+  auto found = cookies_.find(uid);
+  return found == cookies_.end() ? nullptr : find_pod(found->second);
 }
 
 void Worker::bury(std::unique_ptr<Session> session) {

@@ -91,7 +91,8 @@ class Worker {
   void set_snapshot(std::shared_ptr<const model::Snapshot> snapshot);
   void set_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
   void set_trust(std::shared_ptr<const tls::TrustBundle> trust);
-  // `listeners`: one per kind, this worker's; `listener_ports`: those of all workers.
+  // `listeners`: one per kind, this worker's, accepted on from now; empty: the pod keeps those it has.
+  // `listener_ports`: those of all workers.
   void add_pod(const warden::Pod& pod, std::vector<Fd> listeners, std::vector<uint16_t> listener_ports);
   void update_pod(const warden::Pod& pod);
   void remove_pod(uint64_t cookie);
@@ -134,6 +135,7 @@ class Worker {
 
   io::Mailbox mailbox_;
   std::unordered_map<uint64_t, std::unique_ptr<PodState>> pods_;
+  std::unordered_map<std::string, uint64_t> cookies_;  // of `pods_`, by uid; where two share one, the newer
   std::unordered_map<std::string, std::shared_ptr<const tls::Credential>> credentials_;
   std::vector<std::unique_ptr<Session>> graves_;
   io::Deferred burial_;

@@ -103,6 +103,18 @@ void take_claims(const Object& pod, const PodSpec& spec, model::Workload& worklo
   }
 }
 
+// The uid travels between warden and proxy in a field of fixed size.
+bool check_uid(const model::Workload& workload, const Object& pod, Reports& reports) {
+  bool plain = std::ranges::none_of(workload.uid, [](unsigned char c) { return c < 0x20; });
+  if (plain && workload.uid.size() <= model::kMaxUid) return true;
+  reports.add(
+      pod, Severity::error, "metadata.uid",
+      "the Pod's uid (or its namespace/name, where it has none of its own) is longer than 63 bytes or has "
+      "control characters",
+      "write a metadata.uid of at most 63 printable characters");
+  return false;
+}
+
 }  // namespace
 
 std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& entry,
@@ -131,6 +143,7 @@ std::optional<model::Workload> make_workload(const kube::Store& store, const kub
   workload.probe_ports = spec.probe_ports;
   workload.host_network = spec.host_network;
   take_claims(pod, spec, workload, claims);
+  if (!check_uid(workload, pod, reports)) return std::nullopt;
   place(store, workload);
   name_for_telemetry(pod, workload);
   workload.enrolled = is_enrolled(pod, *ns->object, spec, reports);

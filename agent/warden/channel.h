@@ -63,7 +63,6 @@ class PacketSocket {
   Result<> send(const Message& message, std::span<const int> descriptors = {}) {
     return send_bytes(encode(message, ++sequence_), descriptors);
   }
-  uint32_t last_sequence() const { return sequence_; }
   Result<> flush();
   // The next datagram; an empty `bytes` means nothing more now. Errors: end of file, cut data or descriptors.
   Result<Packet> receive();

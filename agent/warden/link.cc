@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 
 #include "base/log.h"
 #include "warden/channel.h"
@@ -36,9 +37,9 @@ PodRecord to_record(const Pod& pod) {
   for (uint32_t i = 0; i < record.address_count; ++i) {
     std::ranges::copy(pod.addresses[i].bytes, record.addresses[i]);
   }
-  copy_text(record.uid, pod.uid);
-  copy_text(record.ns, pod.ns);
-  copy_text(record.name, pod.name);
+  bool fit =
+      copy_text(record.uid, pod.uid) && copy_text(record.ns, pod.ns) && copy_text(record.name, pod.name);
+  if (!fit) std::abort();  // translation refuses such a pod
   return record;
 }
 
@@ -67,7 +68,7 @@ WardenLink::WardenLink(io::Reactor& reactor, WardenLinkEvents& events, std::stri
       workers_(workers),
       warden_uid_(warden_uid),
       retry_([this] { connect(); }),
-      failing_([this] { close(failure_); }) {
+      failing_([this] { close(Error(failure_)); }) {  // close() sets failure_
   retry_.arm(reactor_, milliseconds(0));
 }
 

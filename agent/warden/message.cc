@@ -77,9 +77,6 @@ Checked check(const PodGoneAck&, size_t n) {
 Checked check(const StoreKeys&, size_t n) {
   return check_descriptors("STORE_KEYS", n, 1, 1);
 }
-Checked check(const WantKeys&, size_t n) {
-  return check_descriptors("WANT_KEYS", n, 0, 0);
-}
 Checked check(const WantKernelStats&, size_t n) {
   return check_descriptors("WANT_KERNEL_STATS", n, 0, 0);
 }

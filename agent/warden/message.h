@@ -20,6 +20,7 @@
 
 #include "base/reason.h"
 #include "bpf/abi.h"
+#include "model/workload.h"
 
 namespace nodemesh::warden {
 
@@ -38,8 +39,7 @@ enum class MessageType : uint16_t {
   takeover_ready,
   pod_gone_ack,
   store_keys,
-  want_keys,
-  want_kernel_stats,
+  want_kernel_stats = 9,
   // warden to proxy
   welcome = 64,
   pod_add,
@@ -100,10 +100,6 @@ struct StoreKeys {  // + one sealed memfd, which replaces the one the warden hel
   static constexpr auto kType = MessageType::store_keys;
 };
 
-struct WantKeys {
-  static constexpr auto kType = MessageType::want_keys;
-};
-
 struct WantKernelStats {
   static constexpr auto kType = MessageType::want_kernel_stats;
 };
@@ -128,6 +124,7 @@ struct PodRecord {
   char ns[64] = {};
   char name[256] = {};
 };
+static_assert(sizeof(PodRecord::uid) == model::kMaxUid + 1);
 
 struct PodAdd {  // + NM_LISTENER_COUNT × workers descriptors as above, or none: keep those that were returned
   static constexpr auto kType = MessageType::pod_add;
@@ -170,7 +167,7 @@ struct SnapshotSent {
 };
 
 using ProxyMessage = std::variant<Hello, ReturnListeners, ReturnDone, WantSockets, TakeoverReady, PodGoneAck,
-                                  StoreKeys, WantKeys, WantKernelStats>;
+                                  StoreKeys, WantKernelStats>;
 using WardenMessage =
     std::variant<Welcome, PodAdd, PodUpdate, PodGone, Sockets, Keys, KernelStats, SnapshotSent>;
 
@@ -198,6 +195,6 @@ Result<WardenMessage> decode_from_warden(std::span<const std::byte> datagram, si
                                          uint32_t sequence);
 
 // Copies with truncation refused: false when `text` does not fit.
-bool copy_text(std::span<char> field, std::string_view text);
+[[nodiscard]] bool copy_text(std::span<char> field, std::string_view text);
 
 }  // namespace nodemesh::warden

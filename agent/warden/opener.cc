@@ -20,7 +20,6 @@ namespace {
 
 constexpr uint32_t kListeners = 100;  // what: kListeners or a SocketKind
 constexpr milliseconds kRespawn{100};
-constexpr int kStartSeconds = 5;
 
 struct OpenRequest {  // + the namespace's descriptor
   static constexpr uint16_t kType = 1;
@@ -45,8 +44,14 @@ bool read(const PacketSocket::Packet& packet, Message& out) {
 
 OpenReply refusal(std::string_view text) {
   OpenReply reply{.failed = 1};
-  copy_text(reply.message, text.substr(0, sizeof reply.message - 1));
+  // A text that the field cannot hold whole loses its end.
+  if (!copy_text(reply.message, text.substr(0, std::min(text.find('\0'), sizeof reply.message - 1))))
+    ::_exit(1);
   return reply;
+}
+
+std::string text_of(const OpenReply& reply) {
+  return {reply.message, ::strnlen(reply.message, sizeof reply.message)};
 }
 
 Result<> join(const std::string& cgroup) {
@@ -100,7 +105,7 @@ void answer(PacketSocket& socket, const Result<std::vector<Fd>>& made) {
   }
 }
 
-// In the child, before anything else: only the channel and standard error stay open, under number 3.
+// In the child, before anything else: only the standard streams stay open, and the channel under number 3.
 Fd isolate(Fd channel, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(0);
@@ -119,25 +124,37 @@ Fd isolate(Fd channel, pid_t parent) {
 
 }  // namespace
 
-Opener::Opener(io::Reactor& reactor, std::string cgroup)
+Opener::Opener(io::Reactor& reactor, std::string cgroup, milliseconds limit)
     : reactor_(reactor),
       cgroup_(std::move(cgroup)),
+      limit_(limit),
       replacing_([this] { replace(failure_); }),
-      retry_([this] {
-        if (auto again = spawn(); !again) replace(again.error());
+      retry_([this] { respawn(); }),
+      silence_([this] {
+        replace(Error{Reason::INTERNAL, fmt::format("no answer within {} ms", limit_.count())});
       }) {}
 
-Result<std::unique_ptr<Opener>> Opener::start(io::Reactor& reactor, std::string cgroup) {
-  std::unique_ptr<Opener> opener(new Opener(reactor, std::move(cgroup)));
-  if (auto spawned = opener->spawn(); !spawned) return std::unexpected(std::move(spawned.error()));
+Result<std::unique_ptr<Opener>> Opener::start(io::Reactor& reactor, std::string cgroup, milliseconds limit) {
+  std::unique_ptr<Opener> opener(new Opener(reactor, std::move(cgroup), limit));
+  auto socket = opener->spawn();
+  if (!socket) return std::unexpected(std::move(socket.error()));
+  pollfd wait{socket->fd(), POLLIN, 0};
+  if (::poll(&wait, 1, static_cast<int>(limit.count())) != 1)
+    return fail(fmt::format("the opener process did not start within {} ms", limit.count()));
+  auto packet = socket->receive();
+  if (!packet) return std::unexpected(std::move(packet.error()));
+  if (auto ready = opener->take_ready(*packet); !ready) return std::unexpected(std::move(ready.error()));
+  if (auto watched = opener->watch(std::move(*socket)); !watched)
+    return std::unexpected(std::move(watched.error()));
   return opener;
 }
 
 Opener::~Opener() {
   end_child();
+  reap(0);
 }
 
-Result<> Opener::spawn() {
+Result<PacketSocket> Opener::spawn() {
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
     return fail_errno("socketpair");
@@ -147,37 +164,57 @@ Result<> Opener::spawn() {
   if (child < 0) return fail_errno("starting the opener process");
   if (child == 0) run_child(isolate(std::move(theirs), self), cgroup_);
   child_ = child;
-  theirs.reset();
-  PacketSocket socket(std::move(ours));
-  pollfd wait{socket.fd(), POLLIN, 0};
-  if (::poll(&wait, 1, kStartSeconds * 1000) != 1) return fail("the opener process did not start within 5 s");
-  auto packet = socket.receive();
-  if (!packet) return std::unexpected(std::move(packet.error()));
-  OpenReply ready;
-  if (!read(*packet, ready)) return fail("the opener process did not start");
-  if (ready.failed) return fail(std::string(ready.message));
+  ready_ = false;
+  return PacketSocket(std::move(ours));
+}
+
+Result<> Opener::watch(PacketSocket socket) {
   if (auto added = reactor_.add(socket.fd(), *this); !added) return added;
   socket_ = std::move(socket);
   return {};
 }
 
+// The child's first word.
+Result<> Opener::take_ready(const PacketSocket::Packet& packet) {
+  OpenReply ready;
+  if (!read(packet, ready)) return fail("the opener process did not start");
+  if (ready.failed) return fail(text_of(ready));
+  ready_ = true;
+  return {};
+}
+
+// Nothing here waits for the child, old or new: the warden's heartbeat goes on.
+void Opener::respawn() {
+  if (!reap(WNOHANG)) return retry_.arm(reactor_, kRespawn);
+  auto socket = spawn();
+  if (!socket) return replace(socket.error());
+  if (auto watched = watch(std::move(*socket)); !watched) return replace(watched.error());
+  silence_.arm(reactor_, limit_);
+}
+
 void Opener::end_child() {
+  silence_.cancel();
   if (socket_) reactor_.remove(socket_.fd(), *this, true);
   socket_ = PacketSocket();
-  if (child_ <= 0) return;
-  ::kill(child_, SIGKILL);
-  while (::waitpid(child_, nullptr, 0) < 0 && errno == EINTR) {
+  if (child_ > 0) ::kill(child_, SIGKILL);
+}
+
+// Whether the child, killed before, is no more.
+bool Opener::reap(int options) {
+  if (child_ <= 0) return true;
+  pid_t ended;
+  while ((ended = ::waitpid(child_, nullptr, options)) < 0 && errno == EINTR) {
   }
-  child_ = -1;
+  if (ended != 0) child_ = -1;
+  return ended != 0;
 }
 
 void Opener::replace(const Error& why) {
   log::warn(log::Component::warden, "the opener process is gone, starting another",
             {{"reason", why.message}});
   end_child();
-  auto failed = std::exchange(pending_, {});
   retry_.arm(reactor_, kRespawn);
-  for (auto& done : failed) done(std::unexpected(Error{Reason::NO_SOCKET, why.message}));
+  for (auto& done : std::exchange(pending_, {})) done(std::unexpected(Error{Reason::NO_SOCKET, why.message}));
 }
 
 void Opener::open_listeners(const SocketOrder& order, Done done) {
@@ -195,6 +232,7 @@ void Opener::send(const SocketOrder& order, uint32_t what, Done done) {
     });
     return;
   }
+  if (!silence_.armed()) silence_.arm(reactor_, limit_);
   pending_.push_back(std::move(done));
   OpenRequest request{
       .what = what, .count = order.count, .ipv6 = order.ipv6, .source_kept = order.source_kept};
@@ -212,18 +250,31 @@ void Opener::on_events(uint32_t events) {
     auto packet = socket_.receive();
     if (!packet) return replace(packet.error());
     if (packet->bytes.empty()) return;
-    OpenReply reply;
-    if (!read(*packet, reply) || pending_.empty())
-      return replace(Error{Reason::INTERNAL, "malformed answer"});
-    Done done = std::move(pending_.front());
-    pending_.pop_front();
-    if (reply.failed) {
-      done(fail(Reason::NO_SOCKET,
-                std::string(reply.message, ::strnlen(reply.message, sizeof reply.message))));
-    } else {
-      done(std::move(packet->descriptors));
-    }
+    take(std::move(*packet));
   }
+}
+
+void Opener::take(PacketSocket::Packet packet) {
+  if (!ready_) {
+    if (auto ready = take_ready(packet); !ready) return replace(ready.error());
+    return expect_answer();
+  }
+  OpenReply reply;
+  if (!read(packet, reply) || pending_.empty()) return replace(Error{Reason::INTERNAL, "malformed answer"});
+  Done done = std::move(pending_.front());
+  pending_.pop_front();
+  expect_answer();
+  if (reply.failed)
+    done(fail(Reason::NO_SOCKET, text_of(reply)));
+  else
+    done(std::move(packet.descriptors));
+}
+
+void Opener::expect_answer() {
+  if (pending_.empty())
+    silence_.cancel();
+  else
+    silence_.arm(reactor_, limit_);
 }
 
 }  // namespace nodemesh::warden

@@ -1,7 +1,8 @@
 // The opener: a child process of the warden that joined the proxy's cgroup and makes every socket the proxy
 // uses, so that their memory is charged to the proxy and the BPF programs know them as the agent's own.
 // `Opener` is the warden's handle: orders go out and come back in order over a socket pair, the warden's
-// thread never waits. A dead opener is replaced at once; its pending orders fail.
+// thread never waits but for the first start. An opener that died, or owes an answer for 5 s, is replaced;
+// its pending orders fail.
 #pragma once
 
 #include <sys/types.h>
@@ -23,8 +24,9 @@ class Opener final : private io::EventHandler {
  public:
   using Done = std::move_only_function<void(Result<std::vector<Fd>>)>;
   // Forks the child (the process must have one thread) and waits until it has joined `cgroup` (a cgroup2
-  // directory; empty: stay in the warden's).
-  static Result<std::unique_ptr<Opener>> start(io::Reactor& reactor, std::string cgroup);
+  // directory; empty: stay in the warden's). A child that owes a word for longer than `limit` is given up.
+  static Result<std::unique_ptr<Opener>> start(io::Reactor& reactor, std::string cgroup,
+                                               milliseconds limit = seconds(5));
   ~Opener();
 
   // `done` is called on a later turn, never from inside; not at all if the Opener is destroyed before.
@@ -34,21 +36,29 @@ class Opener final : private io::EventHandler {
   pid_t child() const { return child_; }
 
  private:
-  Opener(io::Reactor& reactor, std::string cgroup);
-  Result<> spawn();
+  Opener(io::Reactor& reactor, std::string cgroup, milliseconds limit);
+  Result<PacketSocket> spawn();
+  Result<> watch(PacketSocket socket);
+  Result<> take_ready(const PacketSocket::Packet& packet);
+  void respawn();
   void end_child();
+  bool reap(int options);
   void on_events(uint32_t events) override;
+  void take(PacketSocket::Packet packet);
+  void expect_answer();
   void send(const SocketOrder& order, uint32_t what, Done done);
   void replace(const Error& why);
 
   io::Reactor& reactor_;
   const std::string cgroup_;
+  const milliseconds limit_;
   pid_t child_ = -1;
   PacketSocket socket_;
+  bool ready_ = false;  // the child has said that it is
   std::deque<Done> pending_;
   Error failure_;
   io::Deferred replacing_;
-  io::Timer retry_;
+  io::Timer retry_, silence_;
 };
 
 }  // namespace nodemesh::warden

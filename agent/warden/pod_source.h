@@ -14,6 +14,7 @@
 namespace nodemesh::warden {
 
 // Every pod of this node that has not finished, enrolled or not, the host-network ones too.
+// Their uids are as model::Workload says.
 using LocalPods = std::vector<model::Shared<model::Workload>>;
 
 class PodSource {

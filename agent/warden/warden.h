@@ -43,10 +43,12 @@ class Warden final : private ProxyChannelEvents {
   Result<> start();
   void set_pods(LocalPods pods);
   void accept_proxy(Fd socket, pid_t peer);
-  // Gives every pod's namespace back as it was found. For a clean end; proxies should be gone.
+  // Gives every pod's namespace back as it was found, whether a proxy still uses it or not. For a clean end.
   void leave_pods();
 
  private:
+  static constexpr milliseconds kOrphaned{5000};  // without a proxy, then its entries in the kernel go
+
   // One pod that the source names.
   struct LocalPod {
     model::Shared<model::Workload> wanted;

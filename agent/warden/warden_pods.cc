@@ -12,7 +12,6 @@ namespace {
 constexpr milliseconds kPoll{200};
 constexpr milliseconds kBeat{1000};
 constexpr milliseconds kAudit{60'000};
-constexpr milliseconds kOrphaned{5000};
 constexpr auto kReleaseDeadline = seconds(1);
 
 std::string name_of(const model::Workload& workload) {

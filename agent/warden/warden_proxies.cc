@@ -23,7 +23,6 @@ constexpr size_t kMaxReturned = 1024;   // pods per node are fewer
 constexpr size_t kMaxLag = 256;         // messages a proxy may leave unread before its wishes are refused
 constexpr uint32_t kMaxOrdered = 4096;  // sockets on their way to one proxy
 constexpr off_t kMaxKeys = 16 << 20;
-constexpr milliseconds kOrphaned{5000};
 constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
 template <class T>
@@ -139,7 +138,6 @@ void Warden::on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::
   if (auto* want = std::get_if<WantSockets>(&message)) return on_want_sockets(*proxy, *want);
   if (auto* ready = std::get_if<TakeoverReady>(&message)) return on_takeover_ready(*proxy, ready->cookie);
   if (auto* gone = std::get_if<PodGoneAck>(&message)) return on_gone_ack(*proxy, gone->cookie);
-  if (std::get_if<WantKeys>(&message)) return send_keys(*proxy);
   if (std::get_if<WantKernelStats>(&message)) return send_kernel_stats(*proxy);
   refuse(*proxy, "the proxy returned listeners after RETURN_DONE");
 }

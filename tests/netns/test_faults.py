@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+import cgroups
 import manifests
 import programs
 from mesh import ECHO, Mesh
@@ -14,17 +15,20 @@ from waiting import wait_for
 
 def kill(node, program):
     """kill -9 of the program on the node, but not of the supervisor above it; returns the ids."""
-    victims = node.agent_pids(program, workers=True)
-    assert victims, f"no {program} on {node.name}"
+    victims = wait_for(lambda: node.agent_pids(program, workers=True), 10, f"{program} runs on {node.name}")
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return victims
 
 
+def wait_replaced(node, program, victims, seconds=10):
+    wait_for(lambda: set(node.agent_pids(program, workers=True)) - set(victims), seconds, f"{program} is back")
+    node.wait_ready(seconds)
+
+
 def wait_back(mesh, node, program, victims):
-    wait_for(lambda: [pid for pid in node.agent_pids(program) if pid not in victims], 10, f"{program} is back")
-    node.wait_ready(10)
+    wait_replaced(node, program, victims)
     mesh.wait_reaches(mesh.client, mesh.server)
 
 
@@ -41,7 +45,8 @@ def test_a_killed_proxy_is_back_and_no_new_connection_is_refused_meanwhile(own_m
     result = programs.events(attempts, "loop")[0]
     assert result["outcomes"]["ok"] > 10 and result["longest_gap"] < 10, result
     assert set(result["outcomes"]) <= {"ok", "ECONNRESET", "fin"}, "connects wait; only what was under way breaks"
-    assert sum(n for how, n in result["outcomes"].items() if how != "ok") <= 12, result
+    broken = sum(n for how, n in result["outcomes"].items() if how != "ok")
+    assert broken <= 3, f"one is under way at a time, so one breaks per kill: {result}"
 
 
 @pytest.mark.parametrize("where", ["node1", "node2"])
@@ -62,6 +67,35 @@ def test_a_killed_warden_breaks_no_connection_and_is_back(own_mesh, where):
     assert result["longest_gap"] < 10 and result["outcomes"]["ok"] > 10, result
 
 
+def openers(node):
+    """Process ids of the node's opener: none, or one."""
+    found = set()
+    for pid in cgroups.members(node.cgroup):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="ascii") as name:
+            if name.read() == "nm-opener\n":
+                found.add(pid)
+    return found
+
+
+def test_a_pod_that_nobody_named_stays_out_while_no_opener_can_start(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    unknown = mesh.node1.pod("unknown", "shop", "unknown", apply=False)
+    attempts = unknown.spawn_tool("loop", mesh.plain.ipv4, ECHO)
+    attempts.wait_output('"first"')
+    seen = openers(mesh.node1)
+    with cgroups.frozen(cgroups.of(min(seen))):  # a new opener stops when it joins, before it can say that it is ready
+        for pid in seen:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(3):
+            wait_for(lambda: openers(mesh.node1) - seen, 15, "another opener")
+            seen |= openers(mesh.node1)
+    attempts.stop()
+    outcomes = programs.events(attempts, "loop")[0]["outcomes"]
+    assert "ok" not in outcomes and sum(outcomes.values()) > 10, outcomes
+    mesh.wait_reaches(mesh.client, mesh.server, seconds=20)
+
+
 @pytest.mark.parametrize("program", ["nodemesh-proxy", "nodemesh-warden"])
 @pytest.mark.parametrize("where", ["node1", "node2"])
 def test_forbidden_traffic_never_succeeds_while_processes_are_killed(own_mesh, where, program):
@@ -78,9 +112,7 @@ def test_forbidden_traffic_never_succeeds_while_processes_are_killed(own_mesh, w
         loop.wait_output('"first"')
     for _ in range(5):
         victims = kill(node, program)
-        wait_for(lambda victims=victims: [pid for pid in node.agent_pids(program) if pid not in victims], 15,
-                 f"{program} is back")
-        node.wait_ready(15)
+        wait_replaced(node, program, victims, 15)
     for loop in loops:
         loop.stop(seconds=20)
         outcomes = programs.events(loop, "loop")[0]["outcomes"]
@@ -116,6 +148,20 @@ def test_a_stopped_agent_leaves_nothing_and_its_pods_without_a_mesh(own_mesh):
         mesh.wait_reaches(mesh.client, mesh.server)
     assert ECHO in capture.report().ports(), "its pods talk as they did before"
     assert os.listdir(mesh.node1.run_dir) == []
+
+
+def test_keys_are_taken_over_although_the_authority_was_faster_than_the_warden(own_mesh):
+    mesh = own_mesh
+    mesh.wait_reaches(mesh.client, mesh.server)
+    wardens = mesh.node1.agent_pids("nodemesh-warden", workers=True)
+    for pid in wardens:
+        os.kill(pid, signal.SIGSTOP)
+    kill(mesh.node1, "nodemesh-proxy")
+    wait_for(lambda: mesh.node1.agent.output().count("certificate issued") >= 4, 10, "new certificates")
+    for pid in wardens:
+        os.kill(pid, signal.SIGCONT)
+    mesh.wait_reaches(mesh.client, mesh.server)
+    assert "took over keys" in mesh.node1.agent.output()
 
 
 def test_keys_survive_the_proxy_although_the_authority_is_down(own_mesh):

@@ -68,6 +68,23 @@ def test_a_third_node_joins_the_others(lab):
                 assert client.tool("exchange", address, 7, "--send", 1)["how"] == "complete"
 
 
+def test_a_supervisor_is_not_taken_for_the_worker_that_it_has_yet_to_start(lab):
+    node = lab.node("node1")
+    lab.start()
+    both = set(node.agent_pids("nodemesh-proxy"))
+    workers = node.agent_pids("nodemesh-proxy", workers=True)
+    supervisors = both - set(workers)
+    assert len(workers) == 1 and len(supervisors) == 1
+    for pid in supervisors:
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: set(node.agent_pids("nodemesh-proxy")) == supervisors, 10, "the worker is gone")
+    assert node.agent_pids("nodemesh-proxy", workers=True) == []
+    for pid in supervisors:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: node.agent_pids("nodemesh-proxy", workers=True), 10, "another worker")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_owner_is_ended(number):
     code = ("import sys, signal; sys.path.insert(0, sys.argv[1]); import lab, programs\n"

@@ -14,7 +14,7 @@ from waiting import wait_for
 def memory_kib(node, program="nodemesh-proxy"):
     """Resident memory of the program's largest process."""
     sizes = []
-    for pid in node.agent_pids(program):
+    for pid in node.agent_pids(program, workers=True):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as status:
             sizes += [int(line.split()[1]) for line in status if line.startswith("VmRSS")]
     return max(sizes)

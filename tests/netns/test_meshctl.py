@@ -21,7 +21,18 @@ def test_status_tells_of_every_node(mesh):
     rows = {row["node"]: row for row in items(mesh, "status")}
     assert set(rows) == {"node1", "node2"}
     assert all(row["ready"] and row["warden"]["connected"] and row["generation"] > 0 for row in rows.values())
-    assert "node1" in meshctl(mesh, "status").stdout
+    assert all(0 <= row["config_age_s"] <= row["uptime_s"] + 1 < 600 for row in rows.values()), rows
+    table = meshctl(mesh, "status").stdout.splitlines()
+    assert table[0].split() == ["NODE", "READY", "VERSION", "WARDEN", "GENERATION", "CONFIG", "AGE", "REJECTED", "UPTIME"]
+    assert all(len(line.split()) == 8 for line in table[1:]), "no column is empty"
+
+
+@pytest.mark.parametrize("words", [("nodemesh-warden",), ("nodemesh-proxy",), ("nodemesh-controller",),
+                                   ("meshctl", "node", "run")])
+def test_wrong_usage_ends_every_program_with_exit_code_2_and_a_way_to_help(mesh, words):
+    done = mesh.node1.run([mesh.lab.binary(words[0]), *words[1:], "--nonsense"], check=False)
+    assert done.returncode == 2 and "--help" in done.stderr and not done.stdout
+    assert mesh.node1.run([mesh.lab.binary(words[0]), *words[1:], "--help"]).stdout
 
 
 def test_workloads_are_told_with_identity_and_protocol(mesh):

@@ -36,6 +36,26 @@ def members(path):
     return found
 
 
+def of(pid):
+    """The group that the process is in."""
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as lines:
+        return mount_point() + next(line.rstrip("\n")[3:] for line in lines if line.startswith("0::"))
+
+
+@contextlib.contextmanager
+def frozen(path):
+    """Within the block nothing in the group runs, what joins it neither."""
+    def freeze(value):
+        with open(f"{path}/cgroup.freeze", "w", encoding="ascii") as switch:
+            switch.write(value)
+
+    freeze("1")
+    try:
+        yield
+    finally:
+        freeze("0")
+
+
 def kill(path):
     """Kills every process of the subtree and waits until it is empty."""
     with contextlib.suppress(FileNotFoundError):

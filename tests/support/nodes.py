@@ -277,12 +277,12 @@ class Node:
         return json.loads(done.stdout) if "json" in words else done.stdout
 
     def agent_pids(self, program, workers=False):
-        """Processes of this node's agent that run the program; workers leaves out the supervisor above them."""
+        """Processes of this node's agent that run the program; workers: only those that do the work, with a warden's
+        opener, and none while their supervisor is about to start another."""
         found = []
         for pid in cgroups.members(self.cgroup):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as line:
                 words = line.read().split(b"\0")
-                if os.path.basename(words[0]) == program.encode():
-                    found.append((pid, b"--no-supervisor" in words))
-        only = workers and any(worker for _, worker in found)
-        return [pid for pid, worker in found if worker or not only]
+                if os.path.basename(words[0]) == program.encode() and (not workers or b"--no-supervisor" in words):
+                    found.append(pid)
+        return found

@@ -44,7 +44,7 @@ class Wire(Mesh):
 
     def memory_kib(self):
         sizes = []
-        for pid in self.node2.agent_pids("nodemesh-proxy"):
+        for pid in self.node2.agent_pids("nodemesh-proxy", workers=True):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as status:
                 sizes += [int(line.split()[1]) for line in status if line.startswith("VmRSS")]
         return max(sizes)

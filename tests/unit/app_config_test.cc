@@ -46,19 +46,19 @@ TEST_CASE("the warden's command line fills its configuration") {
   CHECK(parsed.config.proxy_uid == 65532);
 }
 
-TEST_CASE("a missing, unknown or malformed flag ends with exit code 1") {
+TEST_CASE("a missing, unknown or malformed flag ends with exit code 2") {
   std::vector<const char*> full(kRequired.begin(), kRequired.end());
   auto exit_with = [&](std::vector<const char*> extra) {
     std::vector<const char*> argv = full;
     argv.insert(argv.end(), extra.begin(), extra.end());
     return parse_warden_command(static_cast<int>(argv.size()), argv.data()).exit_code;
   };
-  CHECK(exit_with({"--nonsense"}) == 1);
-  CHECK(exit_with({"--workers", "0"}) == 1);
-  CHECK(exit_with({"--workers", "65"}) == 1);
-  CHECK(exit_with({"--log-format", "xml"}) == 1);
+  CHECK(exit_with({"--nonsense"}) == 2);
+  CHECK(exit_with({"--workers", "0"}) == 2);
+  CHECK(exit_with({"--workers", "65"}) == 2);
+  CHECK(exit_with({"--log-format", "xml"}) == 2);
   full.resize(5);
-  CHECK(exit_with({}) == 1);
+  CHECK(exit_with({}) == 2);
 }
 
 TEST_CASE("cgroup v1 beside v2 needs a flag, and no cgroup2 at all is told with the command that mends it") {

@@ -124,12 +124,19 @@ TEST_CASE("a child that dies by a signal is started again") {
   CHECK(supervisor.wait() == 0);
 }
 
-TEST_CASE("a first start that ends with exit code 1 ends the supervisor and stops the others") {
+TEST_CASE("a first start that ends with exit code 1 or 2 ends the supervisor and stops the others") {
+  std::string code;
+  SUBCASE("it cannot start") {
+    code = std::to_string(kCannotStart);
+  }
+  SUBCASE("its command line is wrong") {
+    code = std::to_string(kWrongUsage);
+  }
   TempDir dir;
   std::string log = dir.path + "/log";
   Supervisor supervisor({shell("other", "trap 'kill $!; echo stopped >>" + log +
                                             "; exit 0' TERM; echo up >>" + log + "; sleep 60 & wait"),
-                         shell("broken", "while [ ! -s " + log + " ]; do sleep 0.01; done; exit 1")});
+                         shell("broken", "while [ ! -s " + log + " ]; do sleep 0.01; done; exit " + code)});
   CHECK(supervisor.wait() == kCannotStart);
   CHECK(lines_of(log) == std::vector<std::string>{"up", "stopped"});
 }

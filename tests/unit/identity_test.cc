@@ -248,6 +248,20 @@ TEST_CASE_FIXTURE(Fixture,
   CHECK(store.complete());
 }
 
+TEST_CASE_FIXTURE(Fixture, "what the authority gave before an earlier process's keys came stays") {
+  store.set_wanted({kWeb, kDb});
+  authority.answer(good(authority.asked.front().uri));
+  auto given = store.contents();
+  REQUIRE(given.credentials.size() == 1);
+  test::TestCa older;
+  VaultContents left{.credentials = {older.credential({.uris = {kWeb}}), older.credential({.uris = {kDb}})},
+                     .trust = older.trust()};
+  store.adopt(left);
+  CHECK(store.trust() == given.trust);
+  CHECK(store.find(given.credentials[0]->uri()) == given.credentials[0]);
+  CHECK(store.complete());
+}
+
 TEST_CASE("the vault gives back what was put in") {
   test::TestCa root;
   test::TestCa ca(root, "intermediate");

@@ -225,6 +225,26 @@ struct MeshClient final : http::HboneOwner {
 
 }  // namespace
 
+TEST_CASE("a pod is found by its uid: the newer of two, and none that is gone or has become another") {
+  World world;
+  Worker& worker = world.worker;
+  auto cookie_of = [&](const std::string& uid) {
+    PodState* found = worker.find_pod_by_uid(uid);
+    return found == nullptr ? 0 : found->info.cookie;
+  };
+  CHECK(cookie_of("client-uid") == kClientPod);
+  CHECK(cookie_of("stranger-uid") == 0);
+  worker.add_pod(pod(33, "client", Addr::v4(127, 0, 0, 5)), {});
+  CHECK(cookie_of("client-uid") == 33);
+  worker.remove_pod(kClientPod);
+  CHECK(cookie_of("client-uid") == 33);
+  worker.add_pod(pod(33, "other", Addr::v4(127, 0, 0, 6)), {});
+  CHECK(cookie_of("client-uid") == 0);
+  CHECK(cookie_of("other-uid") == 33);
+  worker.remove_pod(33);
+  CHECK(cookie_of("other-uid") == 0);
+}
+
 TEST_CASE("a same-node connection is relayed and recorded once") {
   World world;
   Listening application;

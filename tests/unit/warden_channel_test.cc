@@ -201,6 +201,21 @@ TEST_CASE("a new warden is given back the listeners and the keys that the old on
   CHECK(f.until([&] { return f.heard.count<TakeoverReady>() == 1; }));
 }
 
+TEST_CASE("a link that notices the warden's end while it sends says so once, and why") {
+  Fixture f;
+  f.start();
+  WardenLink link(f.reactor, f.told, f.path, 1, ::getuid());
+  REQUIRE(f.until([&] { return f.heard.count<ReturnDone>() == 1; }));
+  f.heard.channel->send(Welcome{.generation = 1});
+  REQUIRE(f.until([&] { return f.told.connected == 1; }));
+  f.listener.reset();  // so that it does not come back
+  f.heard.channel.reset();
+  CHECK_FALSE(link.want_kernel_stats());
+  f.reactor.run_once(milliseconds(0));
+  CHECK(f.told.closed == 1);
+  CHECK(f.told.why != "");
+}
+
 TEST_CASE("a pod that is gone is not returned to the next warden") {
   Fixture f;
   f.start();

@@ -335,6 +335,35 @@ TEST_CASE("the opener makes listeners and sockets from another process, and a ki
   CHECK(last);
 }
 
+TEST_CASE("an opener that does not answer is given up: its orders fail, and another serves the next") {
+  if (!is_root()) return;
+  Namespace child;
+  auto netns = open_netns(child.path);
+  REQUIRE(netns);
+  io::Reactor reactor;
+  auto opener = Opener::start(reactor, "", milliseconds(200));
+  REQUIRE(opener);
+  std::vector<Result<std::vector<Fd>>> answers;
+  SocketOrder order{.netns = netns->fd.get(), .ipv6 = true, .count = 1};
+  auto ask = [&] {
+    (*opener)->open_sockets(order, SocketKind::out, [&](auto made) { answers.push_back(std::move(made)); });
+  };
+  ::kill((*opener)->child(), SIGSTOP);
+  ask();
+  ask();
+  auto deadline = Monotonic::now() + seconds(10);
+  while (answers.size() < 2 && Monotonic::now() < deadline) reactor.run_once(milliseconds(50));
+  REQUIRE(answers.size() == 2);
+  CHECK(answers[0].error().reason == Reason::NO_SOCKET);
+  CHECK(answers[1].error().reason == Reason::NO_SOCKET);
+  while (!answers.back() && Monotonic::now() < deadline) {
+    size_t before = answers.size();
+    ask();
+    while (answers.size() == before && Monotonic::now() < deadline) reactor.run_once(milliseconds(50));
+  }
+  CHECK(answers.back());
+}
+
 TEST_CASE("an opener that cannot join the proxy's cgroup does not start") {
   io::Reactor reactor;
   auto opener = Opener::start(reactor, "/nonexistent");
