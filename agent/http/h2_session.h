@@ -33,6 +33,9 @@ enum class H2Error : uint32_t {
   enhance_your_calm = 11,
 };
 
+// What a PING asks, so that the answer to one is not taken for the answer to another.
+enum class H2Ping : uint8_t { alive, drain };
+
 struct H2Limits {
   uint32_t concurrent_streams = 200;      // advertised to the peer
   uint32_t stream_window = 256 * 1024;    // what a stalled stream may make us hold
@@ -102,8 +105,7 @@ class H2SessionOwner {
   virtual void on_request(int32_t id, const HeaderBlock& headers, bool end) = 0;
   virtual void on_request_refused(const Error&) {}  // its header block was too large; the stream is reset
   virtual void on_goaway() {}                       // no new streams on this connection
-  virtual void on_ping_ack() {}
-  virtual void on_settings() {}  // the peer's first SETTINGS arrived
+  virtual void on_ping_ack(H2Ping) {}
 
  protected:
   ~H2SessionOwner() = default;
@@ -132,6 +134,7 @@ class H2Session {
   // Server: makes `stream` the owner of request `id`.
   void accept(H2Stream& stream, int32_t id);
   // Server: answers. With `end` the stream's sending side ends there; else data is pulled.
+  // A stream ended so is over as soon as the answer has gone, whether or not the peer ends its own side.
   void respond(H2Stream& stream, std::span<const HeaderField> headers, bool end);
   void respond(int32_t id, std::span<const HeaderField> headers);  // an answer without a body
   void resume(H2Stream& stream);
@@ -146,9 +149,7 @@ class H2Session {
   void close_all(bool processed);
   // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection
   // that is quiet for days exchanges more of them than a flood has.
-  void ping();
-  // Ends the connection: GOAWAY with the last stream handled, after which nothing is read or written.
-  void terminate(H2Error error);
+  void ping(H2Ping kind);
   // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, and a round trip later the last
   // stream.
   void shutdown_notice();

@@ -168,8 +168,11 @@ void HboneConnection::flush() {
   if ((drained || session_->finished()) && !tls_.blocked()) close(session_->error());
 }
 
-void HboneConnection::on_ping_ack() {
-  ping_sent_ = false;
+void HboneConnection::on_ping_ack(H2Ping kind) {
+  if (kind == H2Ping::alive) {
+    ping_sent_ = false;
+    return;
+  }
   // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
   if (draining_ && role_ == H2Session::Role::server && !std::exchange(refusing_, true)) {
     session_->refuse_new_streams();
@@ -197,7 +200,7 @@ void HboneConnection::drain() {
   if (state_ != State::open) return close({Reason::NONE, {}});
   if (role_ == H2Session::Role::server) {
     session_->shutdown_notice();
-    session_->ping();
+    session_->ping(H2Ping::drain);
   } else {
     session_->refuse_new_streams();
   }
@@ -282,7 +285,7 @@ void HboneConnection::tick_open() {
   if (!ping_sent_) {
     ping_sent_ = true;
     ping_at_ = now;
-    session_->ping();
+    session_->ping(H2Ping::alive);
     schedule_flush();
   }
 }

@@ -88,7 +88,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   void on_request(int32_t id, const HeaderBlock& headers, bool end) override;
   void on_request_refused(const Error& error) override;
   void on_goaway() override;
-  void on_ping_ack() override;
+  void on_ping_ack(H2Ping kind) override;
   bool finish_connect(uint32_t events);
   bool advance_handshake();
   void receive();

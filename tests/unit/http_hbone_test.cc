@@ -244,7 +244,7 @@ TEST_CASE("a peer that breaks HTTP/2 is told by GOAWAY and the reason is kept") 
   tunnel.connect();
   auto& stream = tunnel.client.open();
   tunnel.until([&] { return stream.status == 200; });
-  for (int i = 0; i < 3000; ++i) tunnel.client.connection->session().ping();
+  for (int i = 0; i < 3000; ++i) tunnel.client.connection->session().ping(H2Ping::alive);
   tunnel.client.connection->schedule_flush();
   tunnel.until([&] { return tunnel.server.closed == 1; });
   CHECK(tunnel.server.why == Reason::H2_FLOOD);
@@ -278,6 +278,23 @@ TEST_CASE("a server that drains lets open streams end, refuses later ones untouc
   tunnel.until([&] { return tunnel.server.closed == 1 && tunnel.client.closed == 1; });
   CHECK(tunnel.server.why == Reason::NONE);
   CHECK(stream.error == H2Error::none);
+}
+
+TEST_CASE("a draining server takes streams until the answer to its own PING, not to an earlier one") {
+  Tunnel tunnel({}, {.ping_interval = milliseconds(5)});
+  tunnel.connect();
+  auto& first = tunnel.client.open();
+  tunnel.until([&] { return first.status == 200; });
+  // The server's PING is on its way when the drain begins, and its answer comes together with a stream.
+  pollfd waiting{tunnel.client.connection->fd(), POLLIN, 0};
+  auto end = deadline();
+  while (::poll(&waiting, 1, 0) == 0 && Monotonic::now() < end) tunnel.far.run_once(milliseconds(1));
+  tunnel.server.connection->drain();
+  auto& crossing = tunnel.client.open();
+  turns(tunnel.reactor, 3);
+  tunnel.until([&] { return crossing.status == 200 || crossing.closed > 0; });
+  CHECK(crossing.status == 200);
+  CHECK(crossing.closed == 0);
 }
 
 TEST_CASE("a client without streams leaves after its idle time, a busy one stays") {
