@@ -49,11 +49,14 @@ void InboundTunnel::begin(Worker& worker, PodState& pod, Accepted accepted) {
   }
   auto* key = tunnel.get();
   pod.tunnels.emplace(key, std::move(tunnel));
-  worker.recorder.metrics.tunnels_open.add(1);
 }
 
 InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
-    : worker_(worker), pod_(pod), peer_(accepted.peer), local_(accepted.local) {
+    : worker_(worker),
+      pod_(pod),
+      peer_(accepted.peer),
+      local_(accepted.local),
+      count_(worker.recorder.metrics.tunnels_open) {
   auto ssl = worker_.server_tls->accept(pod_.credential);
   if (!ssl) {
     record_refusal(local_, ssl.error());
@@ -80,7 +83,7 @@ void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const 
 }
 
 void InboundTunnel::on_hbone_closed(http::HboneConnection&, const Error& error) {
-  worker_.recorder.metrics.tunnels_open.add(-1);
+  count_ = {};
   std::erase(pod_.handshakes, this);
   bool hostile = error.reason == Reason::H2_FLOOD || error.reason == Reason::H2_PROTOCOL ||
                  error.reason == Reason::HEADERS_TOO_LARGE || error.reason == Reason::OVER_LIMIT;

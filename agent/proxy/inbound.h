@@ -37,6 +37,7 @@ class InboundTunnel final : private http::HboneOwner {
   Worker& worker_;
   PodState& pod_;
   const SockAddr peer_, local_;
+  telemetry::Counted count_;
   std::unique_ptr<http::HboneConnection> connection_;
 };
 
@@ -72,7 +73,7 @@ class TunnelSession final : public InboundSession, private RelayOwner, private u
   bool waiting_ = false, answered_ = false;
   io::Timer timer_;
   TunnelRelay relay_;
-  Counted stream_count_;
+  telemetry::Counted stream_count_;
 };
 
 class PlaintextSession final : public InboundSession, private RelayOwner, private upstream::SocketWaiter {

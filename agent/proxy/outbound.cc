@@ -205,7 +205,7 @@ void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   if (auto opened = open_tunnel_stream(connection, relay, target_, record_, pod_, worker_.random); !opened) {
     return fail(opened.error());
   }
-  stream_count_ = Counted(worker_.recorder.metrics.tunnel_streams_open);
+  stream_count_ = telemetry::Counted(worker_.recorder.metrics.tunnel_streams_open);
   bool ours = connection.ready() && connection.peer()->alpn == tls::Alpn::nm1;
   if (ours) relay.allow_early_data();
 }

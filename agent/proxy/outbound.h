@@ -60,7 +60,7 @@ class OutboundSession final : public Session,
   model::Shared<model::Workload> server_;
   upstream::EndpointHold hold_;
   io::Timer timer_;
-  Counted stream_count_;
+  telemetry::Counted stream_count_;
   std::variant<std::monostate, TcpRelay, TunnelRelay> relay_;
 };
 

@@ -2,8 +2,8 @@
 // owns its sockets and its relay, and destroys itself by Worker::bury. Worker thread only.
 #pragma once
 
+#include <cstddef>
 #include <memory>
-#include <utility>
 
 #include "base/reason.h"
 #include "proxy/decide.h"
@@ -14,24 +14,6 @@ namespace nodemesh::proxy {
 class Worker;
 struct PodState;
 class Session;
-
-// One more in a gauge while it lives.
-class Counted {
- public:
-  Counted() = default;
-  explicit Counted(telemetry::Gauge& gauge) : gauge_(&gauge) { gauge_->add(1); }
-  Counted(Counted&& other) noexcept : gauge_(std::exchange(other.gauge_, nullptr)) {}
-  Counted& operator=(Counted&& other) noexcept {
-    std::swap(gauge_, other.gauge_);
-    return *this;
-  }
-  ~Counted() {
-    if (gauge_ != nullptr) gauge_->add(-1);
-  }
-
- private:
-  telemetry::Gauge* gauge_ = nullptr;
-};
 
 // An intrusive list of the sessions of a pod, oldest first.
 class SessionList {

@@ -57,6 +57,24 @@ class Gauge {
   std::atomic<int64_t> value_{0};
 };
 
+// One more in a gauge while it lives. Owner's thread only; the gauge outlives it.
+class Counted {
+ public:
+  Counted() = default;
+  explicit Counted(Gauge& gauge) : gauge_(&gauge) { gauge_->add(1); }
+  Counted(Counted&& other) noexcept : gauge_(std::exchange(other.gauge_, nullptr)) {}
+  Counted& operator=(Counted&& other) noexcept {
+    std::swap(gauge_, other.gauge_);
+    return *this;
+  }
+  ~Counted() {
+    if (gauge_ != nullptr) gauge_->add(-1);
+  }
+
+ private:
+  Gauge* gauge_ = nullptr;
+};
+
 // A fixed-bucket latency histogram, single writer.
 class Histogram {
  public:

@@ -362,6 +362,23 @@ TEST_CASE("a pod that goes ends its connections in whatever state, and the worke
   world.check_reset(late);
 }
 
+TEST_CASE("a tunnel that is still taking its leave when its pod goes is not counted for ever") {
+  World world;
+  auto& open = world.metrics.shard(0).tunnels_open;
+  MeshClient mesh(world);
+  mesh.limits.control_frames = 1'000'000;
+  world.until([&] { return mesh.connection->ready(); });
+  CHECK(open.value() == 1);
+  auto& tunnel = world.worker.find_pod(kServerPod)->tunnels.begin()->second->connection();
+  world.until([&] { return tunnel.ready(); });
+  for (int i = 0; i < 3000; ++i) mesh.connection->session().ping(http::H2Ping::alive);
+  mesh.connection->schedule_flush();
+  world.until([&] { return !tunnel.ready(); });
+  world.worker.remove_pod(kServerPod);
+  world.until([&] { return world.control.closed.size() == 1; });
+  CHECK(open.value() == 0);
+}
+
 TEST_CASE("a pod that is announced again while it is ending stays") {
   World world;
   Listening application;
