@@ -231,6 +231,7 @@ void HboneConnection::finish() {
   if (was_open && (error_.reason == Reason::NONE || session_->error().reason != Reason::NONE)) {
     state_ = State::lingering;
     ::shutdown(tls_.fd(), SHUT_WR);
+    tls_.drop_unsent();
     timer_.arm(reactor_, kLinger);
     return discard();
   }
@@ -252,6 +253,7 @@ void HboneConnection::discard() {
 
 void HboneConnection::leave() {
   state_ = State::closed;
+  tls_.drop_unsent();
   timer_.cancel();
   reactor_.remove(tls_.fd(), *this);
   owner_.on_hbone_closed(*this, error_);

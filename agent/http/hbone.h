@@ -67,6 +67,9 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   const char* tls_version() const;
   const char* tls_cipher() const;
   int fd() const { return tls_.fd(); }
+  // Bytes of memory for what the peer does not take, counted in `account` from charge_to() on.
+  size_t held() const { return tls_.held(); }
+  void charge_to(io::HeldAccount& account) { tls_.charge_to(account); }
   const Error& error() const { return error_; }
 
   // Asks for a flush at the end of this turn; after open(), respond(), resume(), reset(), consume().

@@ -77,7 +77,9 @@ Result<> Control::start() {
     WorkerOptions worker{.number = i,
                          .descriptor_limit = descriptor_limit(),
                          .seed = (uint64_t{seed()} << 32) | seed(),
-                         .hbone_times = options_.hbone_times};
+                         .held_limit = options_.held_limit / options_.workers,
+                         .hbone_times = options_.hbone_times,
+                         .idle = options_.idle};
     workers_.push_back(std::make_unique<Worker>(worker, clock_, static_cast<ControlPort&>(*this),
                                                 metrics_.shard(i), access_log_, denials_,
                                                 std::vector{options_.trust_domain}));

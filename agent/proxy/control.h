@@ -37,6 +37,8 @@ struct ControlOptions {
   uid_t warden_uid = 0;
   seconds certificate_lifetime{24 * 3600};
   http::HboneTimes hbone_times;
+  IdleTimes idle;
+  size_t held_limit = 256 << 20;  // bytes, of all workers together
 };
 
 class Control final : private ControlPort, private warden::WardenLinkEvents {

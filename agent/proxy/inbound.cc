@@ -66,6 +66,7 @@ InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
   connection_ = std::make_unique<http::HboneConnection>(
       http::H2Session::Role::server, worker_.reactor, worker_.buffers, std::move(accepted.fd),
       std::move(*ssl), static_cast<http::HboneOwner&>(*this), worker_.h2_limits, worker_.options.hbone_times);
+  connection_->charge_to(pod_.held_bytes);
   if (auto started = connection_->start(); !started) {
     record_refusal(local_, started.error());
     connection_.reset();
@@ -175,7 +176,7 @@ TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnectio
                              const SockAddr& peer, const SockAddr& destination)
     : InboundSession(worker, pod, peer, destination),
       timer_([this] { refuse({Reason::CONNECT_TIMEOUT, "the application did not answer in time"}); }),
-      relay_(TunnelRelay::Role::server, worker.reactor, record_, *this),
+      relay_(TunnelRelay::Role::server, worker.reactor, record_, *this, &pod.held_bytes),
       stream_count_(worker.recorder.metrics.tunnel_streams_open) {
   const auto& identity = connection.peer()->identity;
   record_.path = telemetry::Path::hbone;
@@ -184,6 +185,7 @@ TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnectio
   record_.destination_identity = identity_of(pod.workload);
   record_.tls_version = connection.tls_version();
   record_.tls_cipher = connection.tls_cipher();
+  idle_limit_ = worker.options.idle.of_stream(connection.peer()->alpn);
   relay_.attach(connection);
 }
 
@@ -257,7 +259,7 @@ PlaintextSession::PlaintextSession(Worker& worker, PodState& pod, Accepted accep
     : InboundSession(worker, pod, accepted.peer, accepted.local),
       client_(std::move(accepted.fd)),
       timer_([this] { abort({Reason::CONNECT_TIMEOUT, "the application did not answer in time"}); }),
-      relay_(worker.reactor, worker.buffers, record_, *this) {
+      relay_(worker.reactor, worker.buffers, record_, *this, &pod.held_bytes) {
   record_.path = telemetry::Path::plaintext;
 }
 

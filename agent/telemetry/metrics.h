@@ -143,6 +143,7 @@ class MetricShard {
   // for policies in force.
   void policy_dry_run(std::string_view policy, bool would_allow);
   Counter denials_unlogged;    // denials above the log's rate
+  Counter accepts_starved;     // accept() failed for lack of descriptors; the connections wait
   Counter access_log_dropped;  // access log lines lost because the log's reader is slow
   Gauge tunnels_open;          // HBONE connections, both roles
   Gauge tunnel_streams_open;   // CONNECT streams on them

@@ -109,6 +109,7 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     auto connection = std::make_unique<http::HboneConnection>(
         http::H2Session::Role::client, pool_.reactor_, pool_.buffers_, std::move(socket), std::move(*ssl),
         *this, pool_.limits_, pool_.times_);
+    if (source.account != nullptr) connection->charge_to(*source.account);
     if (auto started = connection->start(); !started) return started;
     connections.push_back({std::move(connection), telemetry::Counted(pool_.metrics_.tunnels_open)});
     return {};
@@ -209,6 +210,15 @@ void TunnelPool::drain_all() {
   for (auto& [key, group] : groups_) {
     for (auto& connection : group->connections) connection->drain();
   }
+}
+
+std::vector<http::HboneConnection*> TunnelPool::connections_of(uint64_t cookie) const {
+  std::vector<http::HboneConnection*> found;
+  for (const auto& [key, group] : groups_) {
+    if (key.cookie != cookie) continue;
+    for (const auto& held : group->connections) found.push_back(held.connection.get());
+  }
+  return found;
 }
 
 size_t TunnelPool::size() const {
