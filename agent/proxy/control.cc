@@ -85,10 +85,9 @@ Result<> Control::start() {
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
-  if (auto keys = tls::TicketKeys::random(); keys) ticket_keys_ = *keys;
   if (auto started = folder_.start(); !started) return started;
   for (auto& worker : workers_) worker->start();
-  publish_ticket_keys();
+  renew_ticket_keys();
   reconfigure();
   ticker_.arm(reactor_, kTick);
   return {};
@@ -156,6 +155,20 @@ void Control::publish_ticket_keys() {
   keys_due_.schedule(reactor_);
 }
 
+// Keys that an earlier process made keep their age.
+void Control::renew_ticket_keys() {
+  auto now = clock_.wall();
+  if (ticket_keys_ != nullptr && !ticket_keys_->due(now)) return;
+  auto fresh =
+      ticket_keys_ != nullptr ? tls::TicketKeys::rotate(*ticket_keys_, now) : tls::TicketKeys::random(now);
+  if (!fresh) {
+    return log::warn(log::Component::tls, "session ticket keys cannot be renewed; the old ones stay in use",
+                     {{"error", fresh.error().message}});
+  }
+  ticket_keys_ = std::move(*fresh);
+  publish_ticket_keys();
+}
+
 // The successor of this process starts with what the warden holds.
 void Control::store_keys() {
   if (!link_.connected() || !pods_known_) return;
@@ -172,6 +185,7 @@ void Control::store_keys() {
 void Control::tick() {
   link_.want_kernel_stats();
   watch_workers();
+  renew_ticket_keys();
   if (drained_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);

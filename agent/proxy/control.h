@@ -100,6 +100,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
   void publish_trust(std::shared_ptr<const tls::TrustBundle> trust);
   void publish_ticket_keys();
+  void renew_ticket_keys();
   void store_keys();
   void tick();
   void ask_open();
