@@ -316,18 +316,29 @@ struct H2Callbacks {
   }
 };
 
-H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
-    : owner_(owner), limits_(limits), role_(role) {
+H2Limits H2Limits::for_stranger() const {
+  H2Limits limits = *this;
+  limits.concurrent_streams = std::min<uint32_t>(concurrent_streams, 100);
+  limits.stream_window = std::min<uint32_t>(stream_window, 64 * 1024);
+  limits.connection_window = std::min<uint32_t>(connection_window, 1 << 20);
+  return limits;
+}
+
+H2Session::H2Session(Role role, H2SessionOwner& owner) : owner_(owner), role_(role) {
   auto make = role == Role::client ? nghttp2_session_client_new2 : nghttp2_session_server_new2;
   if (make(&session_, H2Callbacks::callbacks(), this, H2Callbacks::options()) != 0)
     std::abort();  // out of memory
+}
+
+void H2Session::announce(const H2Limits& limits) {
+  limits_ = limits;
   std::vector<nghttp2_settings_entry> settings = {
-      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role == Role::client ? 0 : limits.concurrent_streams},
+      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role_ == Role::client ? 0 : limits.concurrent_streams},
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, limits.stream_window},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, limits.frame_size},
       {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, static_cast<uint32_t>(limits.header_bytes)},
   };
-  if (role == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
+  if (role_ == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
   nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings.data(), settings.size());
   nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0,
                                         static_cast<int32_t>(limits.connection_window));

@@ -45,6 +45,9 @@ struct H2Limits {
   size_t header_bytes = 60 * 1024;        // decoded, names and values and 32 per field (RFC 9113 10.5.1)
   size_t header_fields = 100;
   size_t control_frames = 1000;  // between two ping(), more than DATA and HEADERS frames account for
+
+  // The same with what a peer gets that is not one of our own agents.
+  H2Limits for_stranger() const;
 };
 
 // A header block while it is being handled. The views of `fields` die with the call that hands it out.
@@ -114,7 +117,13 @@ class H2SessionOwner {
 class H2Session {
  public:
   enum class Role { client, server };
-  H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits);
+  H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits) : H2Session(role, owner) {
+    announce(limits);
+  }
+  // For a client that opens streams before it knows its peer: announce() comes before the first feed() and
+  // drain().
+  H2Session(Role role, H2SessionOwner& owner);
+  void announce(const H2Limits& limits);
   ~H2Session();
   H2Session(const H2Session&) = delete;
   H2Session& operator=(const H2Session&) = delete;
@@ -169,7 +178,7 @@ class H2Session {
   void deliver();
 
   H2SessionOwner& owner_;
-  const H2Limits limits_;
+  H2Limits limits_;
   const Role role_;
   nghttp2_session* session_ = nullptr;
   HeaderBlock block_;

@@ -35,7 +35,7 @@ HboneConnection::HboneConnection(H2Session::Role role, io::Reactor& reactor, io:
       timer_([this] { on_timer(); }),
       flush_([this] { flush(); }),
       end_([this] { finish(); }) {
-  if (role == H2Session::Role::client) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
+  if (role == H2Session::Role::client) session_.emplace(role_, static_cast<H2SessionOwner&>(*this));
 }
 
 HboneConnection::~HboneConnection() {
@@ -112,7 +112,8 @@ bool HboneConnection::advance_handshake() {
     close(std::move(failure));
     return false;
   }
-  if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
+  if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this));
+  session_->announce(peer_->alpn == tls::Alpn::nm1 ? limits_ : limits_.for_stranger());
   state_ = State::open;
   ping_at_ = reactor_.now();
   timer_.arm(reactor_, times_.ping_interval);

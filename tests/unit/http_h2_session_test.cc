@@ -67,6 +67,35 @@ TEST_CASE("what the owner gives back lets exactly that much come again") {
   }
 }
 
+TEST_CASE("a client that opens streams before it announces its limits still begins with SETTINGS") {
+  Wire wire;
+  struct Late final : H2SessionOwner {
+    void on_request(int32_t, const HeaderBlock&, bool) override {}
+    H2Session session{H2Session::Role::client, *this};
+  } late;
+  SessionStream stream;
+  stream.session = &late.session;
+  stream.consumes = false;
+  HeaderField fields[] = {{":method", "CONNECT"}, {":authority", "10.0.0.1:80"}};
+  REQUIRE(late.session.open(stream, fields));
+  late.session.announce({.stream_window = 100'000});
+  size_t count = late.session.drain(wire.buffer);
+  CHECK(wire.buffer[24 + 3] == 4);  // behind the preface, the type of the first frame (RFC 9113 3.4)
+  REQUIRE(wire.server.session.feed({wire.buffer.data(), count}));
+  REQUIRE(wire.server.requests.size() == 1);
+  auto& source = *wire.server.requests.begin()->second;
+  source.out = pattern(300'000);
+  wire.server.session.resume(source);
+  for (int i = 0; i < 10; ++i) {
+    count = wire.server.session.drain(wire.buffer);
+    if (count > 0) late.session.feed({wire.buffer.data(), count});
+    count = late.session.drain(wire.buffer);
+    if (count > 0) wire.server.session.feed({wire.buffer.data(), count});
+  }
+  CHECK(stream.in.size() == 100'000);
+  late.session.close_all(true);
+}
+
 TEST_CASE("a thousand streams in turn leak no window and no count") {
   Wire wire;
   for (int i = 0; i < 1000; ++i) {

@@ -24,7 +24,7 @@ struct EchoStream final : H2Stream {
   void on_data(std::span<const iovec> pieces, size_t bytes) override {
     for (const auto& piece : pieces) in.append(static_cast<const char*>(piece.iov_base), piece.iov_len);
     if (echo) out.append(in, in.size() - bytes);
-    connection->session().consume(*this, bytes);
+    if (consumes) connection->session().consume(*this, bytes);
     if (echo) connection->session().resume(*this);
     connection->schedule_flush();
   }
@@ -42,7 +42,7 @@ struct EchoStream final : H2Stream {
   HboneConnection* connection = nullptr;
   std::string in, out;
   int status = 0, closed = 0;
-  bool echo = false, ended = false, end_after = false, processed = true;
+  bool echo = false, consumes = true, ended = false, end_after = false, processed = true;
   H2Error error = H2Error::none;
 };
 
@@ -78,6 +78,7 @@ struct Peer final : HboneOwner {
 };
 
 struct Tunnel {
+  bool ours = true;  // else the client speaks h2 only
   explicit Tunnel(HboneTimes client_times = {}, HboneTimes server_times = {})
       : times{client_times, server_times} {
     listening.emplace();
@@ -92,6 +93,7 @@ struct Tunnel {
     ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), listening->addr.to_native(native, AF_INET));
     auto ssl = pair.client->connect(pair.client_credential, pair.accepted, "");
     client.ssl = ssl->get();
+    if (!ours) SSL_set_alpn_protos(client.ssl, reinterpret_cast<const unsigned char*>("\x02h2"), 3);
     client.connection =
         std::make_unique<HboneConnection>(H2Session::Role::client, reactor, buffers, std::move(socket),
                                           std::move(*ssl), client, client_limits, times[0]);
@@ -151,6 +153,33 @@ TEST_CASE("a tunnel knows its peer and carries a stream both ways and to its end
   tunnel.until([&] { return stream.closed == 1; });
   CHECK(stream.error == H2Error::none);
   CHECK((tunnel.client.closed == 0 && tunnel.server.closed == 0));
+}
+
+TEST_CASE("a stream that stalls holds 256 KiB of an agent and 64 KiB of a stranger, at either end") {
+  for (bool ours : {true, false}) {
+    CAPTURE(ours);
+    Tunnel tunnel;
+    tunnel.ours = ours;
+    tunnel.dial();
+    auto& stream = tunnel.client.open();  // before either knows the other
+    stream.consumes = false;
+    tunnel.answer();
+    tunnel.until([&] { return stream.status == 200; });
+    auto& at_server = *tunnel.server.streams[0];
+    at_server.consumes = at_server.echo = false;
+    stream.out = pattern(1 << 20);
+    at_server.out = pattern(1 << 20);
+    for (auto* each : {&stream, &at_server}) {
+      each->connection->session().resume(*each);
+      each->connection->schedule_flush();
+    }
+    size_t window = ours ? 256 * 1024 : 64 * 1024;
+    tunnel.until([&] { return stream.in.size() >= window && at_server.in.size() >= window; });
+    for (int i = 0; i < 10; ++i) tunnel.far.run_once(milliseconds(0)), turns(tunnel.reactor, 1);
+    CHECK(stream.in.size() == window);
+    CHECK(at_server.in.size() == window);
+    CHECK(tunnel.client.connection->session().peer_max_streams() == (ours ? 200 : 100));
+  }
 }
 
 TEST_CASE("streams may be opened while the connection is still being made") {

@@ -28,7 +28,8 @@ def test_the_handshake_is_tls_1_3_with_the_pod_s_identity(wire, client):
 def test_the_settings_are_those_of_the_protocol(client):
     client.connect("127.0.0.1:1")
     settings = client.h2.remote_settings
-    assert 100 <= settings.max_concurrent_streams <= 200
+    assert settings.max_concurrent_streams == 100
+    assert settings.initial_window_size == 64 << 10
     assert not settings.enable_connect_protocol or settings.enable_connect_protocol == 0
 
 
