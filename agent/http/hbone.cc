@@ -175,10 +175,13 @@ void HboneConnection::on_ping_ack(H2Ping kind) {
     return;
   }
   // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
-  if (draining_ && role_ == H2Session::Role::server && !std::exchange(refusing_, true)) {
-    session_->refuse_new_streams();
-    schedule_flush();
-  }
+  if (draining_) refuse_new_streams();
+}
+
+void HboneConnection::refuse_new_streams() {
+  if (role_ != H2Session::Role::server || std::exchange(refusing_, true)) return;
+  session_->refuse_new_streams();
+  schedule_flush();
 }
 
 void HboneConnection::on_request(int32_t id, const HeaderBlock& headers, bool end) {
@@ -200,6 +203,7 @@ void HboneConnection::drain() {
   owner_.on_hbone_draining(*this);
   if (state_ != State::open) return close({Reason::NONE, {}});
   if (role_ == H2Session::Role::server) {
+    drain_at_ = reactor_.now();
     session_->shutdown_notice();
     session_->ping(H2Ping::drain);
   } else {
@@ -279,6 +283,8 @@ void HboneConnection::tick_open() {
   if (ping_sent_ && now - ping_at_ >= times_.ping_timeout) {
     return close({Reason::PING_TIMEOUT, "no answer to PING"});
   }
+  // Who answers every PING but that of the drain would open streams for ever.
+  if (drain_at_ != Monotonic::time_point{} && now - drain_at_ >= times_.ping_timeout) refuse_new_streams();
   // A connection that lasts is worth resuming; sealing a ticket costs a sixth of a handshake.
   if (role_ == H2Session::Role::server && peer_->alpn == tls::Alpn::nm1 &&
       !std::exchange(ticket_sent_, true)) {

@@ -96,6 +96,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   bool advance_handshake();
   void receive();
   void flush();
+  void refuse_new_streams();
   void finish();
   void discard();
   void leave();
@@ -116,7 +117,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   const tls::Peer* peer_ = nullptr;
   Error error_{Reason::NONE, {}};
   size_t discarded_ = 0;
-  Monotonic::time_point started_, ping_at_{}, busy_at_;
+  Monotonic::time_point started_, ping_at_{}, drain_at_{}, busy_at_;
   // Lets work posted for a later turn notice that the connection is gone.
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
   io::Timer timer_;

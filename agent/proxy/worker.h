@@ -107,6 +107,8 @@ class Worker {
   PodState* find_pod_by_uid(const std::string& uid);
   // Destroys the session when this turn's handlers have returned.
   void bury(std::unique_ptr<Session> session);
+  // What is due once a second; run by a timer of this worker's.
+  void tick();
   // Ends the connections that the current snapshot does not allow.
   void redecide();
 
@@ -131,7 +133,6 @@ class Worker {
   void refresh_pod(PodState& pod);
   void verify_again();
   void forget_left_pods();
-  void tick();
 
   io::Mailbox mailbox_;
   Pods pods_;

@@ -27,6 +27,7 @@ struct SessionStream final : H2Stream {
     }
     CHECK(sum == bytes);
     if (session != nullptr && consumes) session->consume(*this, bytes);
+    if (then) then();
   }
   void on_end() override { ended = true; }
   Pull pull(std::span<uint8_t> buffer) override {
@@ -43,6 +44,7 @@ struct SessionStream final : H2Stream {
   }
 
   H2Session* session = nullptr;
+  std::function<void()> then;  // at the end of on_data
   std::string in, out;
   int status = 0, closed = 0;
   bool ended = false, end_after = false, consumes = true, break_source = false, processed = true;

@@ -132,6 +132,32 @@ TEST_CASE("what is not HTTP/2 and frames that break it are protocol errors") {
   }
 }
 
+TEST_CASE("an owner may leave its stream while the bytes of one read are being handed out") {
+  const std::string bytes(1000, 'x');
+  // Its own, with more frames behind than are handed out at once.
+  Hostile own;
+  own.open(1);
+  auto& leaves = *own.server.requests.at(1);
+  int calls = 0;
+  leaves.then = [&] { ++calls, own.server.session.abandon(leaves, H2Error::cancel); };
+  std::string many;
+  for (int i = 0; i < 200; ++i) many += frame(0, 0, 1, bytes);
+  CHECK(own.feed(many));
+  CHECK(calls == 1);
+  // Another's, whose bytes come next.
+  Hostile others;
+  others.open(1), others.open(3);
+  auto &first = *others.server.requests.at(1), &second = *others.server.requests.at(3);
+  first.then = [&] { others.server.session.abandon(second, H2Error::cancel); };
+  CHECK(others.feed(frame(0, 0, 1, bytes) + frame(0, 0, 3, bytes) + frame(0, 1, 1, bytes)));
+  CHECK(first.in.size() == 2000);
+  CHECK(first.ended);
+  CHECK(second.in.empty());
+  CHECK(second.closed == 0);
+  // What nobody took is given back: the connection's window is not used up by it.
+  for (int i = 0; i < 30; ++i) CHECK(others.feed(frame(0, 0, 3, std::string(1 << 20, 'y'))));
+}
+
 TEST_CASE("frames cut at any byte mean the same") {
   Hostile peer;
   auto bytes = frame(1, 4, 1, connect_block()) + frame(0, 0, 1, "hello ") + frame(0, 1, 1, "world");

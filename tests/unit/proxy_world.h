@@ -68,12 +68,13 @@ inline warden::Pod pod(uint64_t cookie, const std::string& name, const Addr& add
 }
 
 inline model::Shared<model::Workload> workload(const std::string& name, const Addr& address,
-                                               const std::string& node, bool strict) {
+                                               const std::string& node, bool strict,
+                                               const std::string& account = "") {
   model::Workload made{.uid = name + "-uid",
                        .ns = "default",
                        .name = name,
-                       .service_account = name,
-                       .identity = spiffe("default", name),
+                       .service_account = account.empty() ? name : account,
+                       .identity = spiffe("default", account.empty() ? name : account),
                        .node = node,
                        .addresses = {address},
                        .workload_name = name,
@@ -108,10 +109,11 @@ struct WorkerWorld {
     worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {});
     worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {});
   }
-  void configure(bool denied) {
-    model::SnapshotContent content{.generation = ++generation, .node = "n1"};
-    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
-                         workload("server", Addr::v4(127, 0, 0, 1), "n1", denied),
+  // `account`: both pods' service account instead of their names.
+  void configure(bool denied, model::MeshSettings mesh = {}, const std::string& account = "") {
+    model::SnapshotContent content{.generation = ++generation, .node = "n1", .mesh = std::move(mesh)};
+    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false, account),
+                         workload("server", Addr::v4(127, 0, 0, 1), "n1", denied, account),
                          workload("remote", Addr::v4(127, 0, 0, 2), "n2", false)};
     worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
   }
@@ -152,7 +154,11 @@ struct WorkerWorld {
     CHECK(received.reset);
   }
 
-  Clock clock;
+  // The time of day, from where the test puts it.
+  struct Ahead final : Clock {
+    WallClock::time_point wall() const override { return WallClock::now() + by; }
+    seconds by{0};
+  } clock;
   Pair pair;
   telemetry::Metrics metrics{{}, clock};
   io::Reactor admin;
