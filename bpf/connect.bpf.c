@@ -123,7 +123,9 @@ static __always_inline enum verdict capture(struct bpf_sock_addr* ctx, __u64 coo
 
 static __always_inline enum verdict decide(struct bpf_sock_addr* ctx, const struct endpoint* dst,
                                            struct endpoint* target) {
-  if (address_is_local(&dst->ip)) return pass(ctx);
+  /* A link-local address means something on one interface only, which the proxy's sockets are not told: no
+   * Service and no pod of the mesh has one. */
+  if (address_is_local(&dst->ip) || address_is_link_local(&dst->ip)) return pass(ctx);
   __u64 cookie = bpf_get_netns_cookie(ctx);
   const struct nm_pod* pod = bpf_map_lookup_elem(&pods, &cookie);
   if (is_agent()) {

@@ -33,6 +33,7 @@ struct ProxyConfig {
   uint16_t metrics_port = 15020, ready_port = 15021, admin_port = 15000;
   uid_t uid = kProxyUser;
   uint32_t ping_interval_ms = 10'000, ping_timeout_ms = 20'000, tunnel_idle_ms = 60'000;
+  uint32_t connection_idle_ms = 3'600'000, stream_idle_ms = 300'000, held_mib = 256;
   bool supervised = false;
 };
 
@@ -86,6 +87,15 @@ void add_options(CLI::App& app, ProxyConfig& config) {
   app.add_option("--ping-timeout-ms", config.ping_timeout_ms, "without an answer to PING a tunnel is lost")
       ->capture_default_str();
   app.add_option("--tunnel-idle-ms", config.tunnel_idle_ms, "a tunnel without streams is closed")
+      ->capture_default_str();
+  app.add_option("--connection-idle-ms", config.connection_idle_ms,
+                 "a connection relayed from socket to socket may be silent for so long; 0: for ever")
+      ->capture_default_str();
+  app.add_option("--stream-idle-ms", config.stream_idle_ms,
+                 "so may a stream with a peer that is no nodemesh agent; 0: for ever")
+      ->capture_default_str();
+  app.add_option("--held-mib", config.held_mib, "what connections may hold for peers that do not read")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--log-format", config.log_format, "text or json")->check(CLI::IsMember({"text", "json"}));
   app.add_flag("--no-supervisor", config.supervised, "this is the supervised process");
@@ -222,6 +232,9 @@ int main(int argc, char** argv) {
   config.control.hbone_times.ping_interval = std::chrono::milliseconds(config.ping_interval_ms);
   config.control.hbone_times.ping_timeout = std::chrono::milliseconds(config.ping_timeout_ms);
   config.control.hbone_times.idle = std::chrono::milliseconds(config.tunnel_idle_ms);
+  config.control.idle = {.connection = std::chrono::milliseconds(config.connection_idle_ms),
+                         .stream = std::chrono::milliseconds(config.stream_idle_ms)};
+  config.control.held_limit = size_t{config.held_mib} << 20;
   ::prctl(PR_SET_NAME, "nodemesh-proxy");
   if (config.supervised) return run_proxy(config);
   if (auto ok = give_up_rights(config, true); !ok) return cannot_start(ok.error().message);

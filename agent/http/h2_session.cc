@@ -3,8 +3,10 @@
 #include <nghttp2/nghttp2.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstring>
+#include <optional>
 
 namespace nodemesh::http {
 namespace {
@@ -30,6 +32,10 @@ nghttp2_nv to_nv(const HeaderField& field) {
   auto* value = reinterpret_cast<uint8_t*>(const_cast<char*>(field.value.data()));
   auto flags = static_cast<uint8_t>(field.once ? NGHTTP2_NV_FLAG_NO_INDEX : NGHTTP2_NV_FLAG_NONE);
   return {name, value, field.name.size(), field.value.size(), flags};
+}
+
+std::array<uint8_t, 8> ping_data(H2Ping kind) {
+  return {'n', 'o', 'd', 'e', 'm', 'e', 's', static_cast<uint8_t>(kind)};
 }
 
 bool is_work(uint8_t type) {
@@ -134,13 +140,11 @@ struct H2Callbacks {
         if (auto* owner = end ? stream(session, frame->hd.stream_id) : nullptr) owner->on_end();
         return 0;
       case NGHTTP2_SETTINGS:
-        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK) && !me.settings_received_) {
-          me.settings_received_ = true;
-          me.owner_.on_settings();
-        }
+        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) me.settings_received_ = true;
         return 0;
       case NGHTTP2_PING:
-        if (frame->hd.flags & NGHTTP2_FLAG_ACK) me.owner_.on_ping_ack();
+        if (auto kind = ping_of(frame->ping); kind && (frame->hd.flags & NGHTTP2_FLAG_ACK))
+          me.owner_.on_ping_ack(*kind);
         return 0;
       case NGHTTP2_GOAWAY:
         me.going_away_ = true;
@@ -158,10 +162,18 @@ struct H2Callbacks {
     }
   }
 
+  // Only what ping() sent; anything else answers nothing.
+  static std::optional<H2Ping> ping_of(const nghttp2_ping& frame) {
+    for (H2Ping known : {H2Ping::alive, H2Ping::drain}) {
+      if (std::ranges::equal(frame.opaque_data, ping_data(known))) return known;
+    }
+    return std::nullopt;
+  }
+
   // Before the answer. Later resets are how applications end connections, and how clients take a refusal.
   static bool is_early_reset(nghttp2_session* session, int32_t id) {
     auto* owner = stream(session, id);
-    return owner != nullptr ? !owner->answered_ : nghttp2_session_get_stream_local_close(session, id) != 1;
+    return owner != nullptr ? !owner->answered_ : nghttp2_session_get_stream_local_close(session, id) == 0;
   }
 
   static int on_headers_frame(H2Session& me, nghttp2_session* session, const nghttp2_frame* frame, bool end) {
@@ -205,9 +217,16 @@ struct H2Callbacks {
     return 0;
   }
 
-  // The library judged the peer by itself and says so with its GOAWAY.
-  static int on_sent(nghttp2_session*, const nghttp2_frame* frame, void* user) {
+  static int on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* user) {
     auto& me = self(user);
+    // A refusal is our whole answer: the peer is told to stop sending (RFC 9113 8.1), or a stream that it
+    // never ends would hold its place. Not before the answer has gone, since a queued RST_STREAM drops it.
+    if (me.role_ == H2Session::Role::server && frame->hd.type == NGHTTP2_HEADERS &&
+        (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) &&
+        nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0) {
+      me.reset(frame->hd.stream_id, H2Error::none);
+    }
+    // The library judged the peer by itself and says so with its GOAWAY.
     if (frame->hd.type != NGHTTP2_GOAWAY || frame->goaway.error_code == NGHTTP2_NO_ERROR || me.failed_)
       return 0;
     bool flood = frame->goaway.error_code == NGHTTP2_ENHANCE_YOUR_CALM;
@@ -297,18 +316,29 @@ struct H2Callbacks {
   }
 };
 
-H2Session::H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits)
-    : owner_(owner), limits_(limits), role_(role) {
+H2Limits H2Limits::for_stranger() const {
+  H2Limits limits = *this;
+  limits.concurrent_streams = std::min<uint32_t>(concurrent_streams, 100);
+  limits.stream_window = std::min<uint32_t>(stream_window, 64 * 1024);
+  limits.connection_window = std::min<uint32_t>(connection_window, 1 << 20);
+  return limits;
+}
+
+H2Session::H2Session(Role role, H2SessionOwner& owner) : owner_(owner), role_(role) {
   auto make = role == Role::client ? nghttp2_session_client_new2 : nghttp2_session_server_new2;
   if (make(&session_, H2Callbacks::callbacks(), this, H2Callbacks::options()) != 0)
     std::abort();  // out of memory
+}
+
+void H2Session::announce(const H2Limits& limits) {
+  limits_ = limits;
   std::vector<nghttp2_settings_entry> settings = {
-      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role == Role::client ? 0 : limits.concurrent_streams},
+      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, role_ == Role::client ? 0 : limits.concurrent_streams},
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, limits.stream_window},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, limits.frame_size},
       {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, static_cast<uint32_t>(limits.header_bytes)},
   };
-  if (role == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
+  if (role_ == Role::client) settings.push_back({NGHTTP2_SETTINGS_ENABLE_PUSH, 0});
   nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings.data(), settings.size());
   nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0,
                                         static_cast<int32_t>(limits.connection_window));
@@ -457,13 +487,10 @@ void H2Session::consume(H2Stream& stream, size_t bytes) {
   if (stream.id_ > 0) nghttp2_session_consume_stream(session_, stream.id_, bytes);
 }
 
-void H2Session::ping() {
+void H2Session::ping(H2Ping kind) {
   control_frames_ /= 2;
   work_frames_ /= 2;
-  nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, nullptr);
-}
-void H2Session::terminate(H2Error error) {
-  nghttp2_session_terminate_session(session_, static_cast<uint32_t>(error));
+  nghttp2_submit_ping(session_, NGHTTP2_FLAG_NONE, ping_data(kind).data());
 }
 void H2Session::shutdown_notice() {
   nghttp2_submit_shutdown_notice(session_);

@@ -33,6 +33,9 @@ enum class H2Error : uint32_t {
   enhance_your_calm = 11,
 };
 
+// What a PING asks, so that the answer to one is not taken for the answer to another.
+enum class H2Ping : uint8_t { alive, drain };
+
 struct H2Limits {
   uint32_t concurrent_streams = 200;      // advertised to the peer
   uint32_t stream_window = 256 * 1024;    // what a stalled stream may make us hold
@@ -42,6 +45,9 @@ struct H2Limits {
   size_t header_bytes = 60 * 1024;        // decoded, names and values and 32 per field (RFC 9113 10.5.1)
   size_t header_fields = 100;
   size_t control_frames = 1000;  // between two ping(), more than DATA and HEADERS frames account for
+
+  // The same with what a peer gets that is not one of our own agents.
+  H2Limits for_stranger() const;
 };
 
 // A header block while it is being handled. The views of `fields` die with the call that hands it out.
@@ -102,8 +108,7 @@ class H2SessionOwner {
   virtual void on_request(int32_t id, const HeaderBlock& headers, bool end) = 0;
   virtual void on_request_refused(const Error&) {}  // its header block was too large; the stream is reset
   virtual void on_goaway() {}                       // no new streams on this connection
-  virtual void on_ping_ack() {}
-  virtual void on_settings() {}  // the peer's first SETTINGS arrived
+  virtual void on_ping_ack(H2Ping) {}
 
  protected:
   ~H2SessionOwner() = default;
@@ -112,7 +117,13 @@ class H2SessionOwner {
 class H2Session {
  public:
   enum class Role { client, server };
-  H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits);
+  H2Session(Role role, H2SessionOwner& owner, const H2Limits& limits) : H2Session(role, owner) {
+    announce(limits);
+  }
+  // For a client that opens streams before it knows its peer: announce() comes before the first feed() and
+  // drain().
+  H2Session(Role role, H2SessionOwner& owner);
+  void announce(const H2Limits& limits);
   ~H2Session();
   H2Session(const H2Session&) = delete;
   H2Session& operator=(const H2Session&) = delete;
@@ -132,6 +143,7 @@ class H2Session {
   // Server: makes `stream` the owner of request `id`.
   void accept(H2Stream& stream, int32_t id);
   // Server: answers. With `end` the stream's sending side ends there; else data is pulled.
+  // A stream ended so is over as soon as the answer has gone, whether or not the peer ends its own side.
   void respond(H2Stream& stream, std::span<const HeaderField> headers, bool end);
   void respond(int32_t id, std::span<const HeaderField> headers);  // an answer without a body
   void resume(H2Stream& stream);
@@ -146,9 +158,7 @@ class H2Session {
   void close_all(bool processed);
   // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection
   // that is quiet for days exchanges more of them than a flood has.
-  void ping();
-  // Ends the connection: GOAWAY with the last stream handled, after which nothing is read or written.
-  void terminate(H2Error error);
+  void ping(H2Ping kind);
   // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, and a round trip later the last
   // stream.
   void shutdown_notice();
@@ -168,7 +178,7 @@ class H2Session {
   void deliver();
 
   H2SessionOwner& owner_;
-  const H2Limits limits_;
+  H2Limits limits_;
   const Role role_;
   nghttp2_session* session_ = nullptr;
   HeaderBlock block_;

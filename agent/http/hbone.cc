@@ -35,7 +35,7 @@ HboneConnection::HboneConnection(H2Session::Role role, io::Reactor& reactor, io:
       timer_([this] { on_timer(); }),
       flush_([this] { flush(); }),
       end_([this] { finish(); }) {
-  if (role == H2Session::Role::client) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
+  if (role == H2Session::Role::client) session_.emplace(role_, static_cast<H2SessionOwner&>(*this));
 }
 
 HboneConnection::~HboneConnection() {
@@ -112,7 +112,8 @@ bool HboneConnection::advance_handshake() {
     close(std::move(failure));
     return false;
   }
-  if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this), limits_);
+  if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this));
+  session_->announce(peer_->alpn == tls::Alpn::nm1 ? limits_ : limits_.for_stranger());
   state_ = State::open;
   ping_at_ = reactor_.now();
   timer_.arm(reactor_, times_.ping_interval);
@@ -168,13 +169,19 @@ void HboneConnection::flush() {
   if ((drained || session_->finished()) && !tls_.blocked()) close(session_->error());
 }
 
-void HboneConnection::on_ping_ack() {
-  ping_sent_ = false;
-  // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
-  if (draining_ && role_ == H2Session::Role::server && !std::exchange(refusing_, true)) {
-    session_->refuse_new_streams();
-    schedule_flush();
+void HboneConnection::on_ping_ack(H2Ping kind) {
+  if (kind == H2Ping::alive) {
+    ping_sent_ = false;
+    return;
   }
+  // The peer has seen the announcement of drain(): every stream it opened before that has arrived.
+  if (draining_) refuse_new_streams();
+}
+
+void HboneConnection::refuse_new_streams() {
+  if (role_ != H2Session::Role::server || std::exchange(refusing_, true)) return;
+  session_->refuse_new_streams();
+  schedule_flush();
 }
 
 void HboneConnection::on_request(int32_t id, const HeaderBlock& headers, bool end) {
@@ -196,8 +203,9 @@ void HboneConnection::drain() {
   owner_.on_hbone_draining(*this);
   if (state_ != State::open) return close({Reason::NONE, {}});
   if (role_ == H2Session::Role::server) {
+    drain_at_ = reactor_.now();
     session_->shutdown_notice();
-    session_->ping();
+    session_->ping(H2Ping::drain);
   } else {
     session_->refuse_new_streams();
   }
@@ -228,6 +236,7 @@ void HboneConnection::finish() {
   if (was_open && (error_.reason == Reason::NONE || session_->error().reason != Reason::NONE)) {
     state_ = State::lingering;
     ::shutdown(tls_.fd(), SHUT_WR);
+    tls_.drop_unsent();
     timer_.arm(reactor_, kLinger);
     return discard();
   }
@@ -249,6 +258,7 @@ void HboneConnection::discard() {
 
 void HboneConnection::leave() {
   state_ = State::closed;
+  tls_.drop_unsent();
   timer_.cancel();
   reactor_.remove(tls_.fd(), *this);
   owner_.on_hbone_closed(*this, error_);
@@ -273,6 +283,8 @@ void HboneConnection::tick_open() {
   if (ping_sent_ && now - ping_at_ >= times_.ping_timeout) {
     return close({Reason::PING_TIMEOUT, "no answer to PING"});
   }
+  // Who answers every PING but that of the drain would open streams for ever.
+  if (drain_at_ != Monotonic::time_point{} && now - drain_at_ >= times_.ping_timeout) refuse_new_streams();
   // A connection that lasts is worth resuming; sealing a ticket costs a sixth of a handshake.
   if (role_ == H2Session::Role::server && peer_->alpn == tls::Alpn::nm1 &&
       !std::exchange(ticket_sent_, true)) {
@@ -282,7 +294,7 @@ void HboneConnection::tick_open() {
   if (!ping_sent_) {
     ping_sent_ = true;
     ping_at_ = now;
-    session_->ping();
+    session_->ping(H2Ping::alive);
     schedule_flush();
   }
 }

@@ -67,6 +67,9 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   const char* tls_version() const;
   const char* tls_cipher() const;
   int fd() const { return tls_.fd(); }
+  // Bytes of memory for what the peer does not take, counted in `account` from charge_to() on.
+  size_t held() const { return tls_.held(); }
+  void charge_to(io::HeldAccount& account) { tls_.charge_to(account); }
   const Error& error() const { return error_; }
 
   // Asks for a flush at the end of this turn; after open(), respond(), resume(), reset(), consume().
@@ -88,11 +91,12 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   void on_request(int32_t id, const HeaderBlock& headers, bool end) override;
   void on_request_refused(const Error& error) override;
   void on_goaway() override;
-  void on_ping_ack() override;
+  void on_ping_ack(H2Ping kind) override;
   bool finish_connect(uint32_t events);
   bool advance_handshake();
   void receive();
   void flush();
+  void refuse_new_streams();
   void finish();
   void discard();
   void leave();
@@ -113,7 +117,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   const tls::Peer* peer_ = nullptr;
   Error error_{Reason::NONE, {}};
   size_t discarded_ = 0;
-  Monotonic::time_point started_, ping_at_{}, busy_at_;
+  Monotonic::time_point started_, ping_at_{}, drain_at_{}, busy_at_;
   // Lets work posted for a later turn notice that the connection is gone.
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
   io::Timer timer_;

@@ -60,9 +60,10 @@ Result<std::string_view> check_frame(std::string_view bytes) {
   return body.substr(kMagic.size());
 }
 
+// Those of another version's layout are left out: peers then make a full handshake.
 Result<> read_ticket_keys(std::string_view bytes, VaultContents& out) {
   tls::TicketKeys keys{};
-  if (bytes.size() != sizeof keys) return fail("vault: ticket keys of a wrong length");
+  if (bytes.size() != sizeof keys) return fail("vault: ticket keys of a wrong length were left out");
   std::memcpy(static_cast<void*>(&keys), bytes.data(), sizeof keys);
   out.ticket_keys = std::make_shared<const tls::TicketKeys>(keys);
   return {};
@@ -111,7 +112,8 @@ Result<VaultContents> decode_vault(std::string_view bytes, std::vector<std::stri
         break;
       }
       case Kind::ticket_keys:
-        if (auto read = read_ticket_keys(record->bytes, out); !read) return std::unexpected(read.error());
+        if (auto read = read_ticket_keys(record->bytes, out); !read && dropped != nullptr)
+          dropped->push_back(read.error().message);
         break;
       case Kind::key:
         key = record->bytes;

@@ -3,8 +3,8 @@
 // key.
 //
 // What is read back is not trusted: the process that wrote it may have been dying. Length, checksum,
-// structure, and each key against its certificate are checked; one bad credential is dropped alone, a bad
-// frame refuses the whole.
+// structure, and each key against its certificate are checked; one bad credential is dropped alone, ticket
+// keys of another layout likewise, a bad frame refuses the whole.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct VaultContents {
 // A memfd (close-on-exec) sealed against every change, its offset at 0.
 Result<Fd> write_vault(const VaultContents& contents);
 // Reads all of `fd` by pread and leaves it open. Refuses a descriptor without the seals: someone could still
-// write. `dropped`, when given, receives one sentence per credential that was left out.
+// write. `dropped`, when given, receives one sentence for each thing that was left out.
 Result<VaultContents> read_vault(int fd, std::vector<std::string>* dropped = nullptr);
 
 // The two halves without the descriptor, for tests and the fuzzer.

@@ -37,6 +37,7 @@ TcpEnd::Read TcpEnd::read(std::span<uint8_t> out) {
   if (read_ended_) return {0, Status::end};
   ssize_t count = ::recv(fd_.get(), out.data(), out.size(), 0);
   if (count > 0) {
+    active_at_ = reactor_.now();
     // A short read empties the socket, unless the peer's FIN is behind it: no new event would come for that.
     bool drained = static_cast<size_t>(count) < out.size() && !peer_ended_;
     readable_ = !drained;
@@ -69,6 +70,7 @@ size_t TcpEnd::write(std::span<const iovec> pieces, size_t total) {
     }
     count = 0;
   }
+  if (count > 0) active_at_ = reactor_.now();
   if (static_cast<size_t>(count) < total) keep(pieces, static_cast<size_t>(count));
   return static_cast<size_t>(count);
 }
@@ -92,6 +94,7 @@ void TcpEnd::keep(std::span<const iovec> pieces, size_t skip) {
     kept_->insert(kept_->end(), data + skip, data + piece.iov_len);
     skip = 0;
   }
+  held_.set(kept_->capacity());
 }
 
 void TcpEnd::send_kept() {
@@ -107,6 +110,8 @@ void TcpEnd::send_kept() {
     kept_sent_ += static_cast<size_t>(count);
     if (kept_sent_ == kept_->size()) kept_.reset();
   }
+  if (kept_ == nullptr) held_.set(0);
+  if (sent > 0) active_at_ = reactor_.now();
   if (broken_) return owner_.on_broken(*this);
   if (kept_ == nullptr && end_wanted_) end_write();
   if (sent > 0) owner_.on_drained(*this, sent);
@@ -133,6 +138,7 @@ void TcpEnd::forget() {
   closed_ = true;
   readable_ = connecting_ = false;
   kept_.reset();
+  held_.set(0);
   alive_.reset();
   // epoll forgets a socket by itself only when its last descriptor is closed, in whatever process that is.
   if (fd_) reactor_.remove(fd_.get(), *this, /*closing=*/!shared_);

@@ -13,6 +13,7 @@
 
 #include "base/addr.h"
 #include "base/fd.h"
+#include "io/held.h"
 #include "io/reactor.h"
 
 namespace nodemesh::io {
@@ -43,7 +44,9 @@ class TcpEnd final : private EventHandler {
     Status status = Status::empty;
   };
 
-  TcpEnd(Reactor& reactor, TcpEndOwner& owner) : reactor_(reactor), owner_(owner) {}
+  // What it keeps is counted in `account`, unless that is null.
+  TcpEnd(Reactor& reactor, TcpEndOwner& owner, HeldAccount* account = nullptr)
+      : reactor_(reactor), owner_(owner), held_(account), active_at_(reactor.now()) {}
   ~TcpEnd() { close(); }
   TcpEnd(const TcpEnd&) = delete;
   TcpEnd& operator=(const TcpEnd&) = delete;
@@ -64,7 +67,9 @@ class TcpEnd final : private EventHandler {
   // the sum of the pieces.
   size_t write(std::span<const iovec> pieces, size_t total);
   size_t kept() const { return kept_ ? kept_->size() - kept_sent_ : 0; }
-  size_t held() const { return kept_ ? kept_->capacity() : 0; }  // bytes of memory for that
+  size_t held() const { return held_.bytes(); }  // bytes of memory for that
+  // The turn in which bytes last moved through the socket, either way; at first, when this was made.
+  Monotonic::time_point active_at() const { return active_at_; }
   bool broken() const { return broken_; }
   bool read_ended() const { return read_ended_; }
   bool write_ended() const { return write_ended_; }
@@ -86,6 +91,8 @@ class TcpEnd final : private EventHandler {
   TcpEndOwner& owner_;
   std::unique_ptr<std::vector<uint8_t>> kept_;
   size_t kept_sent_ = 0;
+  Held held_;
+  Monotonic::time_point active_at_;
   Fd fd_;
   std::shared_ptr<int> alive_;  // made when work is posted for later, which must notice that we are gone
   bool connecting_ = false, readable_ = false, peer_ended_ = false, read_ended_ = false, write_ended_ = false;

@@ -41,19 +41,19 @@ void Listener::on_events(uint32_t) {
     Fd fd(::accept4(fd_.get(), reinterpret_cast<sockaddr*>(&native), &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!fd) {
       if (errno == ECONNABORTED || errno == EINTR) continue;
-      // Out of descriptors: the connection waits in the backlog; the worker's tick sheds and tries again.
+      // Out of descriptors: the connection waits in the backlog; the worker's tick tries again.
       starved_ = errno != EAGAIN;
+      if (starved_) worker_.overload.starved();
       return;
     }
-    if (Reason limit = worker_.check_limits(pod_, fd.get()); limit != Reason::NONE) {
-      auto direction =
-          kind_ == NM_LISTENER_OUTBOUND ? telemetry::Direction::outbound : telemetry::Direction::inbound;
-      worker_.recorder.metrics.total(direction, telemetry::Path::plaintext, limit).add();
-      io::close_with_reset(fd);
-      continue;
-    }
+    Reason limit = worker_.overload.check(pod_, fd.get());
     SockAddr local = io::local_address(fd.get());
-    take({std::move(fd), pod_.info.cookie, SockAddr::from_native(native), local});
+    Accepted accepted{std::move(fd), pod_.info.cookie, SockAddr::from_native(native), local};
+    if (limit == Reason::NONE) {
+      take(std::move(accepted));
+    } else {
+      worker_.overload.refuse(pod_, kind_, std::move(accepted), limit);
+    }
   }
   more_.schedule(worker_.reactor);
 }

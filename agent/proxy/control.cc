@@ -77,16 +77,17 @@ Result<> Control::start() {
     WorkerOptions worker{.number = i,
                          .descriptor_limit = descriptor_limit(),
                          .seed = (uint64_t{seed()} << 32) | seed(),
-                         .hbone_times = options_.hbone_times};
+                         .held_limit = options_.held_limit / options_.workers,
+                         .hbone_times = options_.hbone_times,
+                         .idle = options_.idle};
     workers_.push_back(std::make_unique<Worker>(worker, clock_, static_cast<ControlPort&>(*this),
                                                 metrics_.shard(i), access_log_, denials_,
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
-  if (auto keys = tls::TicketKeys::random(); keys) ticket_keys_ = *keys;
   if (auto started = folder_.start(); !started) return started;
   for (auto& worker : workers_) worker->start();
-  publish_ticket_keys();
+  renew_ticket_keys();
   reconfigure();
   ticker_.arm(reactor_, kTick);
   return {};
@@ -155,6 +156,20 @@ void Control::publish_ticket_keys() {
   keys_due_.schedule(reactor_);
 }
 
+// Keys that an earlier process made keep their age.
+void Control::renew_ticket_keys() {
+  auto now = clock_.wall();
+  if (ticket_keys_ != nullptr && !ticket_keys_->due(now)) return;
+  auto fresh =
+      ticket_keys_ != nullptr ? tls::TicketKeys::rotate(*ticket_keys_, now) : tls::TicketKeys::random(now);
+  if (!fresh) {
+    return log::warn(log::Component::tls, "session ticket keys cannot be renewed; the old ones stay in use",
+                     {{"error", fresh.error().message}});
+  }
+  ticket_keys_ = std::move(*fresh);
+  publish_ticket_keys();
+}
+
 // The successor of this process starts with what the warden holds.
 void Control::store_keys() {
   if (!link_.connected() || !pods_known_) return;
@@ -171,6 +186,7 @@ void Control::store_keys() {
 void Control::tick() {
   link_.want_kernel_stats();
   watch_workers();
+  renew_ticket_keys();
   if (drained_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
@@ -200,23 +216,30 @@ void Control::expire_series() {
 }
 
 void Control::ask_sockets(size_t worker, uint64_t cookie, warden::SocketKind kind, uint32_t count) {
-  mailbox_.post([this, worker, cookie, kind, count] {
-    if (link_.want_sockets(cookie, kind, count)) {
-      askers_[{cookie, kind}].push_back(worker);
-      return;
-    }
-    workers_[worker]->post(
-        [&to = *workers_[worker], cookie, kind] { to.add_sockets(cookie, kind, {}, Reason::NO_SOCKET); });
+  mailbox_.post([this, order = SocketOrder{worker, cookie, kind}, count] {
+    auto request = link_.want_sockets(order.cookie, order.kind, count);
+    if (request) return orders_.add(*request, order);
+    give_sockets(order, {}, Reason::NO_SOCKET);
   });
 }
 
-void Control::on_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason) {
-  auto found = askers_.find({cookie, kind});
-  if (found == askers_.end() || found->second.empty()) return;
-  Worker& asker = *workers_[found->second.front()];
-  found->second.erase(found->second.begin());
-  asker.post([&asker, cookie, kind, sockets = std::move(sockets), reason]() mutable {
-    asker.add_sockets(cookie, kind, std::move(sockets), reason);
+void Control::on_sockets(const warden::Sockets& answer, std::vector<Fd> sockets) {
+  auto order = orders_.take(answer.request);
+  bool fits =
+      order && order->cookie == answer.cookie && order->kind == static_cast<warden::SocketKind>(answer.kind);
+  if (!fits) {
+    log::warn(log::Component::warden, "SOCKETS answers no request: its sockets are closed",
+              {{"request", answer.request}, {"cookie", answer.cookie}, {"kind", answer.kind}});
+    sockets.clear();
+  }
+  if (order)
+    give_sockets(*order, std::move(sockets), fits ? static_cast<Reason>(answer.reason) : Reason::NO_SOCKET);
+}
+
+void Control::give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Reason reason) {
+  Worker& asker = *workers_[order.worker];
+  asker.post([&asker, order, sockets = std::move(sockets), reason]() mutable {
+    asker.add_sockets(order.cookie, order.kind, std::move(sockets), reason);
   });
 }
 
@@ -319,12 +342,7 @@ void Control::on_snapshot_sent() {
 
 void Control::on_warden_closed(const Error& why) {
   // Whoever waits for sockets must not wait for a warden that never heard of it.
-  for (auto& [key, askers] : std::exchange(askers_, {})) {
-    for (size_t asker : askers) {
-      workers_[asker]->post(
-          [&to = *workers_[asker], key] { to.add_sockets(key.first, key.second, {}, Reason::NO_SOCKET); });
-    }
-  }
+  for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
 }
 

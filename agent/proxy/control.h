@@ -17,6 +17,7 @@
 #include "io/reactor.h"
 #include "kube/folder.h"
 #include "kube/store.h"
+#include "proxy/socket_orders.h"
 #include "proxy/worker.h"
 #include "telemetry/access_log.h"
 #include "telemetry/denials.h"
@@ -36,6 +37,8 @@ struct ControlOptions {
   uid_t warden_uid = 0;
   seconds certificate_lifetime{24 * 3600};
   http::HboneTimes hbone_times;
+  IdleTimes idle;
+  size_t held_limit = 256 << 20;  // bytes, of all workers together
 };
 
 class Control final : private ControlPort, private warden::WardenLinkEvents {
@@ -88,7 +91,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_pod_add(warden::Pod pod, warden::PodListeners listeners) override;
   void on_pod_update(warden::Pod pod) override;
   void on_pod_gone(uint64_t cookie) override;
-  void on_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason) override;
+  void on_sockets(const warden::Sockets& answer, std::vector<Fd> sockets) override;
   void on_keys(Fd keys) override;
   void on_kernel_stats(const warden::KernelStats& stats) override;
   void on_snapshot_sent() override;
@@ -96,10 +99,12 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
 
   void open(Announced& announced);
   void reconfigure();
+  void give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Reason reason);
   void want_identities();
   void publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential);
   void publish_trust(std::shared_ptr<const tls::TrustBundle> trust);
   void publish_ticket_keys();
+  void renew_ticket_keys();
   void store_keys();
   void tick();
   void ask_open();
@@ -125,8 +130,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   warden::WardenLink link_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::map<uint64_t, Announced> pods_;
-  // Workers waiting for sockets, in the order they asked; the warden answers in order.
-  std::map<std::pair<uint64_t, warden::SocketKind>, std::vector<size_t>> askers_;
+  SocketOrders orders_;
   bool pods_known_ = false, keys_kept_ = false;
   uint64_t ticks_ = 0;
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another

@@ -49,11 +49,14 @@ void InboundTunnel::begin(Worker& worker, PodState& pod, Accepted accepted) {
   }
   auto* key = tunnel.get();
   pod.tunnels.emplace(key, std::move(tunnel));
-  worker.recorder.metrics.tunnels_open.add(1);
 }
 
 InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
-    : worker_(worker), pod_(pod), peer_(accepted.peer), local_(accepted.local) {
+    : worker_(worker),
+      pod_(pod),
+      peer_(accepted.peer),
+      local_(accepted.local),
+      count_(worker.recorder.metrics.tunnels_open) {
   auto ssl = worker_.server_tls->accept(pod_.credential);
   if (!ssl) {
     record_refusal(local_, ssl.error());
@@ -63,6 +66,7 @@ InboundTunnel::InboundTunnel(Worker& worker, PodState& pod, Accepted accepted)
   connection_ = std::make_unique<http::HboneConnection>(
       http::H2Session::Role::server, worker_.reactor, worker_.buffers, std::move(accepted.fd),
       std::move(*ssl), static_cast<http::HboneOwner&>(*this), worker_.h2_limits, worker_.options.hbone_times);
+  connection_->charge_to(pod_.held_bytes);
   if (auto started = connection_->start(); !started) {
     record_refusal(local_, started.error());
     connection_.reset();
@@ -80,7 +84,7 @@ void InboundTunnel::on_hbone_handshake(http::HboneConnection& connection, const 
 }
 
 void InboundTunnel::on_hbone_closed(http::HboneConnection&, const Error& error) {
-  worker_.recorder.metrics.tunnels_open.add(-1);
+  count_ = {};
   std::erase(pod_.handshakes, this);
   bool hostile = error.reason == Reason::H2_FLOOD || error.reason == Reason::H2_PROTOCOL ||
                  error.reason == Reason::HEADERS_TOO_LARGE || error.reason == Reason::OVER_LIMIT;
@@ -172,7 +176,7 @@ TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnectio
                              const SockAddr& peer, const SockAddr& destination)
     : InboundSession(worker, pod, peer, destination),
       timer_([this] { refuse({Reason::CONNECT_TIMEOUT, "the application did not answer in time"}); }),
-      relay_(TunnelRelay::Role::server, worker.reactor, record_, *this),
+      relay_(TunnelRelay::Role::server, worker.reactor, record_, *this, &pod.held_bytes),
       stream_count_(worker.recorder.metrics.tunnel_streams_open) {
   const auto& identity = connection.peer()->identity;
   record_.path = telemetry::Path::hbone;
@@ -181,6 +185,7 @@ TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnectio
   record_.destination_identity = identity_of(pod.workload);
   record_.tls_version = connection.tls_version();
   record_.tls_cipher = connection.tls_cipher();
+  idle_limit_ = worker.options.idle.of_stream(connection.peer()->alpn);
   relay_.attach(connection);
 }
 
@@ -254,7 +259,7 @@ PlaintextSession::PlaintextSession(Worker& worker, PodState& pod, Accepted accep
     : InboundSession(worker, pod, accepted.peer, accepted.local),
       client_(std::move(accepted.fd)),
       timer_([this] { abort({Reason::CONNECT_TIMEOUT, "the application did not answer in time"}); }),
-      relay_(worker.reactor, worker.buffers, record_, *this) {
+      relay_(worker.reactor, worker.buffers, record_, *this, &pod.held_bytes) {
   record_.path = telemetry::Path::plaintext;
 }
 

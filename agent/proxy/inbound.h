@@ -37,6 +37,7 @@ class InboundTunnel final : private http::HboneOwner {
   Worker& worker_;
   PodState& pod_;
   const SockAddr peer_, local_;
+  telemetry::Counted count_;
   std::unique_ptr<http::HboneConnection> connection_;
 };
 
@@ -57,6 +58,8 @@ class TunnelSession final : public InboundSession, private RelayOwner, private u
                     const SockAddr& peer, const SockAddr& destination);
   ~TunnelSession() override { stop_waiting(); }
   void abort(const Error& error) override;
+  Monotonic::time_point active_at() const override { return relay_.tcp.active_at(); }
+  size_t held() const override { return relay_.tcp.held(); }
 
  private:
   TunnelSession(Worker& worker, PodState& pod, http::HboneConnection& connection, const SockAddr& peer,
@@ -72,7 +75,7 @@ class TunnelSession final : public InboundSession, private RelayOwner, private u
   bool waiting_ = false, answered_ = false;
   io::Timer timer_;
   TunnelRelay relay_;
-  Counted stream_count_;
+  telemetry::Counted stream_count_;
 };
 
 class PlaintextSession final : public InboundSession, private RelayOwner, private upstream::SocketWaiter {
@@ -80,6 +83,8 @@ class PlaintextSession final : public InboundSession, private RelayOwner, privat
   static void begin(Worker& worker, PodState& pod, Accepted accepted);
   ~PlaintextSession() override { stop_waiting(); }
   void abort(const Error& error) override;
+  Monotonic::time_point active_at() const override { return relay_.active_at(); }
+  size_t held() const override { return relay_.held(); }
 
  private:
   PlaintextSession(Worker& worker, PodState& pod, Accepted accepted);

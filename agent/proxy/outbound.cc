@@ -32,7 +32,10 @@ void OutboundSession::begin(Worker& worker, Accepted accepted) {
 }
 
 OutboundSession::OutboundSession(Worker& worker, PodState& pod, Accepted accepted)
-    : Session(worker, pod, telemetry::Direction::outbound), client_(std::move(accepted.fd)), timer_([this] {
+    : Session(worker, pod, telemetry::Direction::outbound),
+      client_(std::move(accepted.fd)),
+      begun_(worker.reactor.now()),
+      timer_([this] {
         fail({Reason::CONNECT_TIMEOUT, "no connection to " + target_.to_string() + " in time"});
       }) {
   record_.src = accepted.peer;
@@ -142,7 +145,8 @@ void OutboundSession::connect_same_node() {
   if (is_own_listener(*server, target_))
     return fail({Reason::LOOP, "the destination is a listener of the mesh"});
   timer_.arm(worker_.reactor, kConnectTimeout);
-  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));
+  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this),
+                           &pod_.held_bytes);
   waiting_socket_ = true;
   Fd socket = server->stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
   if (socket) on_socket(std::move(socket));
@@ -151,7 +155,8 @@ void OutboundSession::connect_same_node() {
 void OutboundSession::connect_passthrough() {
   record_.path = telemetry::Path::passthrough;
   timer_.arm(worker_.reactor, kConnectTimeout);
-  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this));
+  relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this),
+                           &pod_.held_bytes);
   waiting_socket_ = true;
   Fd socket = pod_.stock.take(warden::SocketKind::out, worker_.reactor.now(), this);
   if (socket) on_socket(std::move(socket));
@@ -197,7 +202,7 @@ void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   waiting_tunnel_ = false;
   if (!std::holds_alternative<TunnelRelay>(relay_)) {
     auto& relay = relay_.emplace<TunnelRelay>(TunnelRelay::Role::client, worker_.reactor, record_,
-                                              static_cast<RelayOwner&>(*this));
+                                              static_cast<RelayOwner&>(*this), &pod_.held_bytes);
     if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
   }
   auto& relay = std::get<TunnelRelay>(relay_);
@@ -205,14 +210,16 @@ void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   if (auto opened = open_tunnel_stream(connection, relay, target_, record_, pod_, worker_.random); !opened) {
     return fail(opened.error());
   }
-  stream_count_ = Counted(worker_.recorder.metrics.tunnel_streams_open);
+  stream_count_ = telemetry::Counted(worker_.recorder.metrics.tunnel_streams_open);
   bool ours = connection.ready() && connection.peer()->alpn == tls::Alpn::nm1;
   if (ours) relay.allow_early_data();
 }
 
 void OutboundSession::on_tunnel_accepted(const http::HeaderBlock&) {
   timer_.cancel();
-  fill_tls(*std::get<TunnelRelay>(relay_).connection());
+  const auto& connection = *std::get<TunnelRelay>(relay_).connection();
+  fill_tls(connection);
+  idle_limit_ = worker_.options.idle.of_stream(connection.peer()->alpn);
   record_.established();
 }
 
@@ -235,6 +242,18 @@ void OutboundSession::on_tunnel_refused(const Error& error, bool processed) {
 
 void OutboundSession::abort(const Error& error) {
   fail(error);
+}
+
+Monotonic::time_point OutboundSession::active_at() const {
+  if (const auto* relay = std::get_if<TcpRelay>(&relay_)) return relay->active_at();
+  if (const auto* relay = std::get_if<TunnelRelay>(&relay_)) return relay->tcp.active_at();
+  return begun_;
+}
+
+size_t OutboundSession::held() const {
+  if (const auto* relay = std::get_if<TcpRelay>(&relay_)) return relay->held();
+  if (const auto* relay = std::get_if<TunnelRelay>(&relay_)) return relay->tcp.held();
+  return 0;
 }
 
 void OutboundSession::on_relay_done(const Error& error) {

@@ -26,6 +26,8 @@ class OutboundSession final : public Session,
 
   void abort(const Error& error) override;
   void redecide() override;
+  Monotonic::time_point active_at() const override;
+  size_t held() const override;
 
  private:
   OutboundSession(Worker& worker, PodState& pod, Accepted accepted);
@@ -55,12 +57,13 @@ class OutboundSession final : public Session,
   Fd client_;
   SockAddr target_;
   Transport transport_ = Transport::passthrough;
+  const Monotonic::time_point begun_;
   bool waiting_socket_ = false, waiting_tunnel_ = false, retried_ = false;
   uint64_t server_cookie_ = 0;  // same node: the server pod
   model::Shared<model::Workload> server_;
   upstream::EndpointHold hold_;
   io::Timer timer_;
-  Counted stream_count_;
+  telemetry::Counted stream_count_;
   std::variant<std::monostate, TcpRelay, TunnelRelay> relay_;
 };
 

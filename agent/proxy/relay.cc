@@ -113,6 +113,7 @@ void TunnelRelay::on_headers(const http::HeaderBlock& headers, bool) {
   if (role_ != Role::client || answered_ || headers.status < 200) return;
   answered_ = true;
   if (headers.status != 200) {
+    done_ = true;  // the stream's end, which follows, is no news
     return owner_.on_tunnel_refused(
         {Reason::TUNNEL_REFUSED, "CONNECT answered " + std::to_string(headers.status)}, true);
   }

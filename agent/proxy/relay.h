@@ -5,6 +5,8 @@
 // thread only.
 #pragma once
 
+#include <algorithm>
+
 #include "base/reason.h"
 #include "http/hbone.h"
 #include "io/buffers.h"
@@ -30,9 +32,11 @@ class RelayOwner {
 
 class TcpRelay final : private io::TcpEndOwner {
  public:
-  TcpRelay(io::Reactor& reactor, io::Buffers& buffers, telemetry::Record& record, RelayOwner& owner)
-      : client(reactor, *this),
-        server(reactor, *this),
+  // What either end keeps is counted in `account`, unless that is null; TunnelRelay likewise.
+  TcpRelay(io::Reactor& reactor, io::Buffers& buffers, telemetry::Record& record, RelayOwner& owner,
+           io::HeldAccount* account = nullptr)
+      : client(reactor, *this, account),
+        server(reactor, *this, account),
         reactor_(reactor),
         buffers_(buffers),
         record_(record),
@@ -42,8 +46,9 @@ class TcpRelay final : private io::TcpEndOwner {
   void start();
   // Ends it with RST on both sides, without on_relay_done.
   void abort();
-  // The first RST or broken end seen while it has not started, for the owner that waits to connect.
-  bool client_gone() const { return client.broken(); }
+
+  Monotonic::time_point active_at() const { return std::max(client.active_at(), server.active_at()); }
+  size_t held() const { return client.held() + server.held(); }
 
   io::TcpEnd client;
   io::TcpEnd server;
@@ -70,8 +75,9 @@ class TcpRelay final : private io::TcpEndOwner {
 class TunnelRelay final : public http::H2Stream, private io::TcpEndOwner {
  public:
   enum class Role { client, server };  // of the tunnel; a client's socket is the application that dialled
-  TunnelRelay(Role role, io::Reactor& reactor, telemetry::Record& record, RelayOwner& owner)
-      : tcp(reactor, *this), role_(role), record_(record), owner_(owner) {}
+  TunnelRelay(Role role, io::Reactor& reactor, telemetry::Record& record, RelayOwner& owner,
+              io::HeldAccount* account = nullptr)
+      : tcp(reactor, *this, account), role_(role), record_(record), owner_(owner) {}
   ~TunnelRelay();
 
   // The stream is (client: about to be) opened on `connection`, which tells on_close before it dies.

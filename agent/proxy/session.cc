@@ -20,7 +20,10 @@ void SessionList::erase(Session& session) {
 }
 
 Session::Session(Worker& worker, PodState& pod, telemetry::Direction direction)
-    : worker_(worker), pod_(pod), record_(worker.recorder, direction) {
+    : worker_(worker),
+      pod_(pod),
+      record_(worker.recorder, direction),
+      idle_limit_(worker.options.idle.connection) {
   pod_.sessions.push(*this);
 }
 

@@ -2,8 +2,8 @@
 // owns its sockets and its relay, and destroys itself by Worker::bury. Worker thread only.
 #pragma once
 
+#include <cstddef>
 #include <memory>
-#include <utility>
 
 #include "base/reason.h"
 #include "proxy/decide.h"
@@ -15,25 +15,8 @@ class Worker;
 struct PodState;
 class Session;
 
-// One more in a gauge while it lives.
-class Counted {
- public:
-  Counted() = default;
-  explicit Counted(telemetry::Gauge& gauge) : gauge_(&gauge) { gauge_->add(1); }
-  Counted(Counted&& other) noexcept : gauge_(std::exchange(other.gauge_, nullptr)) {}
-  Counted& operator=(Counted&& other) noexcept {
-    std::swap(gauge_, other.gauge_);
-    return *this;
-  }
-  ~Counted() {
-    if (gauge_ != nullptr) gauge_->add(-1);
-  }
-
- private:
-  telemetry::Gauge* gauge_ = nullptr;
-};
-
-// An intrusive list of the sessions of a pod, oldest first.
+// An intrusive list of the sessions of a pod: oldest first, but for those that overload has looked at and
+// spared.
 class SessionList {
  public:
   SessionList() = default;
@@ -61,6 +44,12 @@ class Session {
   virtual void abort(const Error& error) = 0;
   // Is it still allowed by the current snapshot? Calls abort() if not.
   virtual void redecide() = 0;
+  // When bytes last moved, in either direction and on either side.
+  virtual Monotonic::time_point active_at() const = 0;
+  // Bytes of memory that it holds because somebody does not read.
+  virtual size_t held() const = 0;
+  // How long it may be silent; 0: for ever.
+  milliseconds idle_limit() const { return idle_limit_; }
   Session* next() const { return next_; }
   telemetry::Record& record() { return record_; }
 
@@ -75,6 +64,7 @@ class Session {
   Worker& worker_;
   PodState& pod_;
   telemetry::Record record_;
+  milliseconds idle_limit_;
 
  private:
   friend class SessionList;

@@ -12,14 +12,13 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kTick = seconds(1);
-// New connections are refused above this share of the descriptors, and one pod may hold half of them.
-constexpr size_t kRefusePercent = 90, kLastPercent = 97;
 
 }  // namespace
 
 PodState::PodState(Worker& owner, warden::Pod announced)
     : info(std::move(announced)),
       family(info.ipv6 ? AF_INET6 : AF_INET),
+      held_bytes(owner.overload.held),
       stock([&owner, cookie = info.cookie](warden::SocketKind kind, uint32_t count) {
         owner.control.ask_sockets(owner.options.number, cookie, kind, count);
       }) {}
@@ -31,6 +30,7 @@ Worker::Worker(const WorkerOptions& worker_options, const Clock& worker_clock, C
     : options(worker_options),
       clock(worker_clock),
       control(port),
+      overload(*this, worker_options.held_limit),
       recorder(static_cast<uint16_t>(options.number), clock, metrics, access_log, denials, reactor),
       verifier(clock, std::move(trust_domains)),
       balancer(options.seed),
@@ -246,51 +246,6 @@ void Worker::bury(std::unique_ptr<Session> session) {
   burial_.schedule(reactor);
 }
 
-Reason Worker::check_limits(const PodState& pod, int fd) {
-  auto used = static_cast<size_t>(fd);
-  size_t limit = options.descriptor_limit * kRefusePercent / 100;
-  size_t share = limit / (2 * control.worker_count());
-  if (used >= limit) {
-    shed(share);
-    // The last tenth is for pods that hold little: the room made for them comes a moment later.
-    bool modest = pod.held() <= share / 4 && used < options.descriptor_limit * kLastPercent / 100;
-    return modest ? Reason::NONE : Reason::OUT_OF_DESCRIPTORS;
-  }
-  // The fair share binds only when descriptors are getting short and others want some.
-  bool scarce = used >= limit / 2 && pods_.size() > 1;
-  return scarce && pod.held() > share ? Reason::OVER_LIMIT : Reason::NONE;
-}
-
-// Whoever holds more than a fair share loses its oldest connection; workers see only their own, so all are
-// asked.
-void Worker::shed(size_t share) {
-  if (shed_here(share)) return;
-  for (size_t i = 0; i < control.worker_count(); ++i) {
-    if (i == options.number) continue;
-    Worker& other = control.worker(i);
-    other.post([&other, share] { other.shed_here(share); });
-  }
-}
-
-bool Worker::shed_here(size_t share) {
-  PodState* largest = nullptr;
-  for (auto& [cookie, pod] : pods_) {
-    if (largest == nullptr || pod->held() > largest->held()) largest = pod.get();
-  }
-  if (largest == nullptr || largest->held() <= share) return false;
-  // Tunnels that carry nothing first: their peers can open others when they need them.
-  for (auto& [key, tunnel] : largest->tunnels) {
-    auto& connection = tunnel->connection();
-    if (!connection.ready() || connection.draining() || connection.session().open_streams() > 0) continue;
-    connection.drain();
-    return true;
-  }
-  if (largest->sessions.first() == nullptr) return false;
-  largest->sessions.first()->abort(
-      {Reason::OUT_OF_DESCRIPTORS, "closed to make room: the oldest connection of the pod with most"});
-  return true;
-}
-
 void Worker::tick() {
   forget_left_pods();
   for (auto& [cookie, pod] : pods_) {
@@ -301,6 +256,7 @@ void Worker::tick() {
     }
   }
   pool->drain_expired(clock.wall());
+  overload.tick();
   ticker_.arm(reactor, kTick);
 }
 

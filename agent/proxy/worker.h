@@ -20,6 +20,7 @@
 #include "model/snapshot.h"
 #include "proxy/accept.h"
 #include "proxy/labels.h"
+#include "proxy/overload.h"
 #include "proxy/session.h"
 #include "telemetry/recorder.h"
 #include "tls/context.h"
@@ -53,6 +54,7 @@ struct PodState {
 
   warden::Pod info;
   int family;                               // of the pod's sockets
+  io::HeldAccount held_bytes;               // of what its connections hold for peers that do not read
   model::Shared<model::Workload> workload;  // null until a snapshot has it
   std::shared_ptr<const tls::Credential> credential;
   std::string baggage;  // sent with CONNECT and its answer
@@ -63,16 +65,18 @@ struct PodState {
   std::unordered_map<InboundTunnel*, std::unique_ptr<InboundTunnel>> tunnels;
   std::deque<InboundTunnel*> handshakes;  // of `tunnels`, those not finished yet, oldest first
 
-  // Connections it holds open in this process, as far as fairness counts them.
-  size_t held() const { return sessions.size() + tunnels.size(); }
-  upstream::PoolSource pool_source() { return {info.cookie, family, &stock, credential}; }
+  // That it has open on this worker, as far as fairness counts them.
+  size_t connections() const { return sessions.size() + tunnels.size(); }
+  upstream::PoolSource pool_source() { return {info.cookie, family, &stock, credential, &held_bytes}; }
 };
 
 struct WorkerOptions {
   size_t number = 0;
   size_t descriptor_limit = 0;  // of the process
   uint64_t seed = 0;
+  size_t held_limit = 128 << 20;  // bytes kept for peers that do not read
   http::HboneTimes hbone_times;
+  IdleTimes idle;
 };
 
 class Worker {
@@ -99,13 +103,14 @@ class Worker {
   void add_sockets(uint64_t cookie, warden::SocketKind kind, std::vector<Fd> sockets, Reason reason);
   void drain();
   size_t open_connections() const;
+  using Pods = std::unordered_map<uint64_t, std::unique_ptr<PodState>>;
+  const Pods& pods() const { return pods_; }
   PodState* find_pod(uint64_t cookie);
   PodState* find_pod_by_uid(const std::string& uid);
   // Destroys the session when this turn's handlers have returned.
   void bury(std::unique_ptr<Session> session);
-  // Why no further connection of `pod` can be taken now, or NONE. `fd` was just accepted: its number tells
-  // how many descriptors the process has open.
-  Reason check_limits(const PodState& pod, int fd);
+  // What is due once a second; run by a timer of this worker's.
+  void tick();
   // Ends the connections that the current snapshot does not allow.
   void redecide();
 
@@ -114,6 +119,7 @@ class Worker {
   ControlPort& control;
   io::Reactor reactor;
   io::Buffers buffers;
+  Overload overload;
   telemetry::Recorder recorder;
   tls::Verifier verifier;
   std::unique_ptr<tls::ServerContext> server_tls;
@@ -129,13 +135,14 @@ class Worker {
   void refresh_pod(PodState& pod);
   void verify_again();
   void forget_left_pods();
-  void tick();
-  void shed(size_t share);
-  bool shed_here(size_t share);
 
   io::Mailbox mailbox_;
+<<<<<<< HEAD
   std::unordered_map<uint64_t, std::unique_ptr<PodState>> pods_;
   std::unordered_map<std::string, uint64_t> cookies_;  // of `pods_`, by uid; where two share one, the newer
+=======
+  Pods pods_;
+>>>>>>> s2-b
   std::unordered_map<std::string, std::shared_ptr<const tls::Credential>> credentials_;
   std::vector<std::unique_ptr<Session>> graves_;
   io::Deferred burial_;

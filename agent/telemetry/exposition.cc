@@ -285,11 +285,12 @@ void Exposition::handshake_seconds() {
 }
 
 void Exposition::tunnels() {
-  int64_t tunnels = 0, streams = 0, unlogged = 0, dropped = 0;
+  int64_t tunnels = 0, streams = 0, unlogged = 0, dropped = 0, starved = 0;
   for (const auto& shard : metrics_.shards_) {
     tunnels += shard->tunnels_open.value();
     streams += shard->tunnel_streams_open.value();
     unlogged += static_cast<int64_t>(shard->denials_unlogged.value());
+    starved += static_cast<int64_t>(shard->accepts_starved.value());
     dropped += static_cast<int64_t>(shard->access_log_dropped.value());
   }
   head("nodemesh_tunnels_open", "gauge", "HBONE connections open now.");
@@ -298,6 +299,9 @@ void Exposition::tunnels() {
   sample("nodemesh_tunnel_streams_open", {}, streams);
   head("nodemesh_denials_unlogged_total", "counter", "Denials above the rate at which they are logged.");
   sample("nodemesh_denials_unlogged_total", {}, unlogged);
+  head("nodemesh_accepts_starved_total", "counter",
+       "Accepts that failed for lack of file descriptors; the connections wait.");
+  sample("nodemesh_accepts_starved_total", {}, starved);
   head("nodemesh_access_log_dropped_total", "counter",
        "Access log lines lost because the log's reader is slow.");
   sample("nodemesh_access_log_dropped_total", {}, dropped);

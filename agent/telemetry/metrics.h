@@ -57,6 +57,24 @@ class Gauge {
   std::atomic<int64_t> value_{0};
 };
 
+// One more in a gauge while it lives. Owner's thread only; the gauge outlives it.
+class Counted {
+ public:
+  Counted() = default;
+  explicit Counted(Gauge& gauge) : gauge_(&gauge) { gauge_->add(1); }
+  Counted(Counted&& other) noexcept : gauge_(std::exchange(other.gauge_, nullptr)) {}
+  Counted& operator=(Counted&& other) noexcept {
+    std::swap(gauge_, other.gauge_);
+    return *this;
+  }
+  ~Counted() {
+    if (gauge_ != nullptr) gauge_->add(-1);
+  }
+
+ private:
+  Gauge* gauge_ = nullptr;
+};
+
 // A fixed-bucket latency histogram, single writer.
 class Histogram {
  public:
@@ -125,6 +143,7 @@ class MetricShard {
   // for policies in force.
   void policy_dry_run(std::string_view policy, bool would_allow);
   Counter denials_unlogged;    // denials above the log's rate
+  Counter accepts_starved;     // accept() failed for lack of descriptors; the connections wait
   Counter access_log_dropped;  // access log lines lost because the log's reader is slow
   Gauge tunnels_open;          // HBONE connections, both roles
   Gauge tunnel_streams_open;   // CONNECT streams on them

@@ -60,18 +60,6 @@ Result<> present(SSL* ssl, const Credential* credential, WallClock::time_point n
 
 }  // namespace
 
-std::string_view alpn_name(Alpn alpn) {
-  switch (alpn) {
-    case Alpn::nm1:
-      return "nm1";
-    case Alpn::h2:
-      return "h2";
-    case Alpn::none:
-      break;
-  }
-  return "";
-}
-
 // OpenSSL's side of both contexts: plain functions that find the connection's Handshake and store verdicts
 // there.
 struct ContextCallbacks {
@@ -183,8 +171,13 @@ struct ContextCallbacks {
   }
 };
 
-Result<std::shared_ptr<const TicketKeys>> TicketKeys::random() {
-  TicketKeys keys{};
+bool TicketKeys::due(WallClock::time_point now) const {
+  auto age = now - WallClock::from_time_t(made);
+  return age >= kPeriod || age < seconds(0);
+}
+
+Result<std::shared_ptr<const TicketKeys>> TicketKeys::random(WallClock::time_point now) {
+  TicketKeys keys{.made = WallClock::to_time_t(now)};
   auto fill = [](Key& key) {
     return RAND_bytes(key.name.data(), key.name.size()) == 1 &&
            RAND_priv_bytes(key.aes.data(), key.aes.size()) == 1 &&
@@ -195,8 +188,9 @@ Result<std::shared_ptr<const TicketKeys>> TicketKeys::random() {
   return std::make_shared<const TicketKeys>(keys);
 }
 
-Result<std::shared_ptr<const TicketKeys>> TicketKeys::rotate(const TicketKeys& old) {
-  auto fresh = random();
+Result<std::shared_ptr<const TicketKeys>> TicketKeys::rotate(const TicketKeys& old,
+                                                             WallClock::time_point now) {
+  auto fresh = random(now);
   if (!fresh) return fresh;
   TicketKeys keys = **fresh;
   keys.previous = old.current;

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/clock.h"
 #include "base/reason.h"
 #include "tls/credential.h"
 #include "tls/openssl.h"
@@ -23,7 +24,6 @@
 namespace nodemesh::tls {
 
 enum class Alpn : uint8_t { none, h2, nm1 };
-std::string_view alpn_name(Alpn alpn);
 
 // Who is at the other end, after a handshake that finish_handshake() accepted.
 struct Peer {
@@ -35,6 +35,8 @@ struct Peer {
 // Secrets that seal session tickets; the same for all workers of a process, and for its successor by the
 // vault. Two generations, so that tickets outlive one rotation. Published immutable by the control thread.
 struct TicketKeys {
+  // Who comes to know a key can read what the tickets of two such periods protect.
+  static constexpr auto kPeriod = std::chrono::hours(12);
   struct Key {
     std::array<uint8_t, 16> name;
     std::array<uint8_t, 32> aes;
@@ -43,10 +45,13 @@ struct TicketKeys {
   };
   Key current;
   Key previous;
+  int64_t made = 0;  // `current`, in Unix seconds
   bool operator==(const TicketKeys&) const = default;
-  static Result<std::shared_ptr<const TicketKeys>> random();
+  // True when `current` has served its period, or was made in what is now the future (a clock set back).
+  bool due(WallClock::time_point now) const;
+  static Result<std::shared_ptr<const TicketKeys>> random(WallClock::time_point now);
   // A fresh current key; the current one becomes the previous.
-  static Result<std::shared_ptr<const TicketKeys>> rotate(const TicketKeys& old);
+  static Result<std::shared_ptr<const TicketKeys>> rotate(const TicketKeys& old, WallClock::time_point now);
 };
 
 class ServerContext {

@@ -149,6 +149,14 @@ void Stream::queue(std::span<const uint8_t> bytes) {
     overflow_sent_ = sealed_ = 0;
   }
   overflow_->insert(overflow_->end(), bytes.begin(), bytes.end());
+  held_.set(overflow_->capacity());
+}
+
+void Stream::drop_unsent() {
+  overflow_.reset();
+  overflow_sent_ = sealed_ = 0;
+  held_.charge_to(nullptr);
+  held_.set(0);
 }
 
 bool Stream::flush() {
@@ -175,6 +183,7 @@ bool Stream::flush() {
     overflow_ = std::make_unique<std::vector<uint8_t>>(data + done, data + size);
     overflow_sent_ = sealed_ = 0;
   }
+  held_.set(overflow_ ? overflow_->capacity() : 0);
   return !broken_;
 }
 

@@ -16,6 +16,7 @@
 #include "base/fd.h"
 #include "base/reason.h"
 #include "io/buffers.h"
+#include "io/held.h"
 #include "tls/openssl.h"
 
 namespace nodemesh::tls {
@@ -54,6 +55,11 @@ class Stream {
   bool flush();
   // True while the socket has not taken everything: seal no more until on_writable() has drained it.
   bool blocked() const { return overflow_ != nullptr; }
+  // Bytes of memory for that, counted in `account` from charge_to() on.
+  size_t held() const { return held_.bytes(); }
+  void charge_to(io::HeldAccount& account) { held_.charge_to(&account); }
+  // Nothing more is sent: forgets what the socket did not take, and the account.
+  void drop_unsent();
   // Queues close_notify (RFC 8446 6.1); flush() it.
   void close_notify();
   // Bytes received and sent on the wire, records included.
@@ -74,6 +80,7 @@ class Stream {
   size_t sealed_ = 0;                               // bytes queued in the shared sealed buffer in this turn
   std::unique_ptr<std::vector<uint8_t>> overflow_;  // what the socket has not taken, in order
   size_t overflow_sent_ = 0;
+  io::Held held_;
   uint64_t received_ = 0, sent_ = 0;
   bool socket_empty_ = true, peer_closed_ = false, broken_ = false, read_to_end_ = false;
   bool may_receive_ = true;  // false: this read() has had its recv

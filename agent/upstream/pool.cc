@@ -27,7 +27,12 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
 
   const TunnelKey key;
   PoolSource source;
-  std::vector<std::unique_ptr<http::HboneConnection>> connections;
+  struct Pooled {
+    std::unique_ptr<http::HboneConnection> connection;
+    telemetry::Counted count;
+    http::HboneConnection* operator->() const { return connection.get(); }
+  };
+  std::vector<Pooled> connections;
   std::vector<TunnelWaiter*> waiters;
 
   // Begins one more connection; true when it is there already (connecting).
@@ -104,9 +109,9 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
     auto connection = std::make_unique<http::HboneConnection>(
         http::H2Session::Role::client, pool_.reactor_, pool_.buffers_, std::move(socket), std::move(*ssl),
         *this, pool_.limits_, pool_.times_);
+    if (source.account != nullptr) connection->charge_to(*source.account);
     if (auto started = connection->start(); !started) return started;
-    connections.push_back(std::move(connection));
-    pool_.metrics_.tunnels_open.add(1);
+    connections.push_back({std::move(connection), telemetry::Counted(pool_.metrics_.tunnels_open)});
     return {};
   }
 
@@ -128,9 +133,8 @@ class TunnelPool::Group final : public SocketWaiter, public http::HboneOwner {
   }
   void on_hbone_draining(http::HboneConnection&) override {}
   void on_hbone_closed(http::HboneConnection& connection, const Error&) override {
-    pool_.metrics_.tunnels_open.add(-1);
-    auto found =
-        std::ranges::find_if(connections, [&](const auto& held) { return held.get() == &connection; });
+    auto found = std::ranges::find_if(connections,
+                                      [&](const auto& held) { return held.connection.get() == &connection; });
     // The connection is still on the stack; it goes when this turn's handlers have returned.
     pool_.reactor_.post([gone = std::move(*found)] {});
     connections.erase(found);
@@ -155,7 +159,8 @@ http::HboneConnection* TunnelPool::usable(Group& group) const {
     if (connection->draining() || connection->error().reason != Reason::NONE ||
         session.open_streams() >= room)
       continue;
-    if (best == nullptr || session.open_streams() > best->session().open_streams()) best = connection.get();
+    if (best == nullptr || session.open_streams() > best->session().open_streams())
+      best = connection.connection.get();
   }
   return best;
 }
@@ -205,6 +210,15 @@ void TunnelPool::drain_all() {
   for (auto& [key, group] : groups_) {
     for (auto& connection : group->connections) connection->drain();
   }
+}
+
+std::vector<http::HboneConnection*> TunnelPool::connections_of(uint64_t cookie) const {
+  std::vector<http::HboneConnection*> found;
+  for (const auto& [key, group] : groups_) {
+    if (key.cookie != cookie) continue;
+    for (const auto& held : group->connections) found.push_back(held.connection.get());
+  }
+  return found;
 }
 
 size_t TunnelPool::size() const {

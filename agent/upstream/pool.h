@@ -24,6 +24,7 @@ struct PoolSource {
   int family = 0;       // of its sockets: AF_INET6 (dual-stack) or AF_INET
   SocketStock* stock = nullptr;
   std::shared_ptr<const tls::Credential> credential;  // null: NO_IDENTITY
+  io::HeldAccount* account = nullptr;                 // of what its connections hold; null: not counted
 };
 
 struct TunnelKey {
@@ -67,6 +68,7 @@ class TunnelPool {
   void drain_expired(WallClock::time_point now);
   // No new streams on any; they end when their streams do.
   void drain_all();
+  std::vector<http::HboneConnection*> connections_of(uint64_t cookie) const;
   size_t size() const;
   size_t groups() const { return groups_.size(); }  // keys that have a connection or somebody who waits
 

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -93,8 +94,9 @@ class WardenLinkEvents {
   virtual void on_pod_update(Pod pod) = 0;
   // Close every descriptor of that namespace, sessions too, within a second; then pod_gone_ack(cookie).
   virtual void on_pod_gone(uint64_t cookie) = 0;
-  // Answers want_sockets; fewer than asked, or none with a reason, when they could not be made.
-  virtual void on_sockets(uint64_t cookie, SocketKind kind, std::vector<Fd> sockets, Reason reason) = 0;
+  // Answers the want_sockets that returned `answer.request`, in any order; fewer than asked, or none with a
+  // reason, when they could not be made.
+  virtual void on_sockets(const Sockets& answer, std::vector<Fd> sockets) = 0;
   // The sealed memfd of an earlier proxy process; comes before the first pod. `keys` is empty when there is
   // none.
   virtual void on_keys(Fd keys) = 0;
@@ -116,8 +118,9 @@ class WardenLink final : private io::EventHandler {
   ~WardenLink();
 
   bool connected() const { return welcomed_; }
-  // Asks for 1..kMaxSocketBatch fresh sockets. False when the warden is away (nothing will come).
-  bool want_sockets(uint64_t cookie, SocketKind kind, uint32_t count);
+  // Asks for 1..kMaxSocketBatch fresh sockets. The number that the answer will carry, unique on this
+  // connection to the warden; empty when the warden is away (nothing will come).
+  std::optional<uint32_t> want_sockets(uint64_t cookie, SocketKind kind, uint32_t count);
   void takeover_ready(uint64_t cookie);
   void pod_gone_ack(uint64_t cookie);
   // The proxy closes its listeners: none is returned to a next warden, and those that come are closed.

@@ -137,9 +137,10 @@ bool WardenLink::send(const Message& message, std::span<const int> descriptors) 
   return false;
 }
 
-bool WardenLink::want_sockets(uint64_t cookie, SocketKind kind, uint32_t count) {
-  return welcomed_ &&
-         send(WantSockets{.cookie = cookie, .kind = static_cast<uint32_t>(kind), .count = count});
+std::optional<uint32_t> WardenLink::want_sockets(uint64_t cookie, SocketKind kind, uint32_t count) {
+  if (!welcomed_ || !send(WantSockets{.cookie = cookie, .kind = static_cast<uint32_t>(kind), .count = count}))
+    return std::nullopt;
+  return socket_.last_sequence();
 }
 
 void WardenLink::takeover_ready(uint64_t cookie) {
@@ -203,10 +204,8 @@ void WardenLink::handle(WardenMessage message, std::vector<Fd> descriptors) {
     known_.erase(gone->cookie);
     return events_.on_pod_gone(gone->cookie);
   }
-  if (auto* sockets = std::get_if<Sockets>(&message)) {
-    return events_.on_sockets(sockets->cookie, static_cast<SocketKind>(sockets->kind), std::move(descriptors),
-                              static_cast<Reason>(sockets->reason));
-  }
+  if (auto* sockets = std::get_if<Sockets>(&message))
+    return events_.on_sockets(*sockets, std::move(descriptors));
   if (std::get_if<Keys>(&message)) {
     if (keys_) return;  // ours, on their way back from a new warden
     if (descriptors.empty()) return events_.on_keys(Fd());

@@ -57,3 +57,8 @@ static __always_inline int address_is_local(const union address* a) {
   if (address_is_v4(a)) return (a->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !a->words[3];
   return a->halves[0] == 0 && (a->halves[1] == 0 || a->halves[1] == bpf_cpu_to_be64(1));
 }
+
+/* fe80::/10. */
+static __always_inline int address_is_link_local(const union address* a) {
+  return (a->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}

@@ -96,6 +96,19 @@ TEST_CASE("loopback and the pod's own addresses are left alone") {
   CHECK(counter(world, NM_COUNT_CAPTURED) == 0);
 }
 
+TEST_CASE("a link-local destination is left to its interface, and its neighbours in number are captured") {
+  World world;
+  world.open();
+  world.enrol();
+  // Without an interface the kernel itself refuses; a captured connection would be made.
+  CHECK(world.app->connect(at("[fe80::9]:80")).error == EINVAL);
+  CHECK(world.app->connect(at("[febf:ffff::9]:80")).error == EINVAL);
+  CHECK(counter(world, NM_COUNT_CAPTURED) == 0);
+  captured(world, at("[fe00::9]:80"), AF_INET6);
+  captured(world, at("[fec0::9]:80"), AF_INET6);
+  captured(world, at("169.254.169.254:80"), AF_INET);
+}
+
 TEST_CASE("a socket that was captured may connect to loopback afterwards") {
   World world;
   world.open();

@@ -114,7 +114,7 @@ void run(H2Session::Role role, uint8_t bits, std::span<const uint8_t> bytes) {
     bytes = bytes.subspan(count);
   }
   if (bits & 2) side.session.shutdown_notice(), side.session.refuse_new_streams();
-  if (bits & 4) side.session.ping();
+  if (bits & 4) side.session.ping(http::H2Ping::alive);
   send();
 }
 

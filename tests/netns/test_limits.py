@@ -69,6 +69,7 @@ def test_when_descriptors_run_out_new_connections_are_refused_and_old_ones_live(
         assert 0 < outcomes.get("ok", 0) < 600 and not outcomes["unanswered"], outcomes
         assert mesh.node1.metrics().sum("nodemesh_connections_total", reason=lambda r: r in (
             "OUT_OF_DESCRIPTORS", "OVER_LIMIT", "NO_SOCKET")) > 0
+        wait_for(lambda: "descriptors are short" in mesh.node1.agent.output(), 10, "the operator is told")
         assert not programs.events(session, "session"), "another pod's connection lives"
         mesh.wait_reaches(mesh.client, mesh.server)  # room is made for it, a moment later
         flood.kill()
@@ -83,3 +84,25 @@ def test_one_pod_cannot_take_the_share_of_another(mesh):
         assert mesh.reaches(mesh.client, mesh.server)
     greedy.kill()
     wait_for(lambda: mesh.node1.metrics().sum("nodemesh_connections_open") == 0, 30, "all are closed")
+
+
+def test_a_connection_on_which_nothing_moves_is_reset_after_its_time_and_the_log_says_why():
+    with Lab() as lab:
+        mesh = Mesh(lab, start=False)
+        lab.write_manifests()
+        lab.start_controller()
+        mesh.node1.start_agent(extra=("--", "--connection-idle-ms", "3000"))
+        mesh.node2.start_agent()
+        mesh.wait_reaches(mesh.client, mesh.neighbour)
+        mesh.wait_reaches(mesh.client, mesh.server)
+        busy = mesh.client.spawn_tool("session", mesh.neighbour.ipv4, ECHO)
+        busy.wait_output('"open"')
+        for server in (mesh.neighbour, mesh.server):
+            mesh.client.spawn_tool("many", server.ipv4, ECHO, 1, "--hold").wait_output('"many"')
+        ended = mesh.node1.metrics
+        wait_for(lambda: ended().sum("nodemesh_connections_total", reason="IDLE_TIMEOUT") == 1, 30,
+                 "the silent connection is ended")
+        wait_for(lambda: '"connection_termination_details":"IDLE_TIMEOUT"' in mesh.node1.agent.output(), 10,
+                 "the access log says why")
+        assert not programs.events(busy, "session"), "the one in use lives"
+        assert ended().sum("nodemesh_connections_open", path="hbone") == 1, "between agents a silent stream lives"

@@ -24,7 +24,7 @@ struct EchoStream final : H2Stream {
   void on_data(std::span<const iovec> pieces, size_t bytes) override {
     for (const auto& piece : pieces) in.append(static_cast<const char*>(piece.iov_base), piece.iov_len);
     if (echo) out.append(in, in.size() - bytes);
-    connection->session().consume(*this, bytes);
+    if (consumes) connection->session().consume(*this, bytes);
     if (echo) connection->session().resume(*this);
     connection->schedule_flush();
   }
@@ -42,7 +42,7 @@ struct EchoStream final : H2Stream {
   HboneConnection* connection = nullptr;
   std::string in, out;
   int status = 0, closed = 0;
-  bool echo = false, ended = false, end_after = false, processed = true;
+  bool echo = false, consumes = true, ended = false, end_after = false, processed = true;
   H2Error error = H2Error::none;
 };
 
@@ -78,6 +78,7 @@ struct Peer final : HboneOwner {
 };
 
 struct Tunnel {
+  bool ours = true;  // else the client speaks h2 only
   explicit Tunnel(HboneTimes client_times = {}, HboneTimes server_times = {})
       : times{client_times, server_times} {
     listening.emplace();
@@ -92,6 +93,7 @@ struct Tunnel {
     ::connect(socket.get(), reinterpret_cast<sockaddr*>(&native), listening->addr.to_native(native, AF_INET));
     auto ssl = pair.client->connect(pair.client_credential, pair.accepted, "");
     client.ssl = ssl->get();
+    if (!ours) SSL_set_alpn_protos(client.ssl, reinterpret_cast<const unsigned char*>("\x02h2"), 3);
     client.connection =
         std::make_unique<HboneConnection>(H2Session::Role::client, reactor, buffers, std::move(socket),
                                           std::move(*ssl), client, client_limits, times[0]);
@@ -151,6 +153,33 @@ TEST_CASE("a tunnel knows its peer and carries a stream both ways and to its end
   tunnel.until([&] { return stream.closed == 1; });
   CHECK(stream.error == H2Error::none);
   CHECK((tunnel.client.closed == 0 && tunnel.server.closed == 0));
+}
+
+TEST_CASE("a stream that stalls holds 256 KiB of an agent and 64 KiB of a stranger, at either end") {
+  for (bool ours : {true, false}) {
+    CAPTURE(ours);
+    Tunnel tunnel;
+    tunnel.ours = ours;
+    tunnel.dial();
+    auto& stream = tunnel.client.open();  // before either knows the other
+    stream.consumes = false;
+    tunnel.answer();
+    tunnel.until([&] { return stream.status == 200; });
+    auto& at_server = *tunnel.server.streams[0];
+    at_server.consumes = at_server.echo = false;
+    stream.out = pattern(1 << 20);
+    at_server.out = pattern(1 << 20);
+    for (auto* each : {&stream, &at_server}) {
+      each->connection->session().resume(*each);
+      each->connection->schedule_flush();
+    }
+    size_t window = ours ? 256 * 1024 : 64 * 1024;
+    tunnel.until([&] { return stream.in.size() >= window && at_server.in.size() >= window; });
+    for (int i = 0; i < 10; ++i) tunnel.far.run_once(milliseconds(0)), turns(tunnel.reactor, 1);
+    CHECK(stream.in.size() == window);
+    CHECK(at_server.in.size() == window);
+    CHECK(tunnel.client.connection->session().peer_max_streams() == (ours ? 200 : 100));
+  }
 }
 
 TEST_CASE("streams may be opened while the connection is still being made") {
@@ -244,7 +273,7 @@ TEST_CASE("a peer that breaks HTTP/2 is told by GOAWAY and the reason is kept") 
   tunnel.connect();
   auto& stream = tunnel.client.open();
   tunnel.until([&] { return stream.status == 200; });
-  for (int i = 0; i < 3000; ++i) tunnel.client.connection->session().ping();
+  for (int i = 0; i < 3000; ++i) tunnel.client.connection->session().ping(H2Ping::alive);
   tunnel.client.connection->schedule_flush();
   tunnel.until([&] { return tunnel.server.closed == 1; });
   CHECK(tunnel.server.why == Reason::H2_FLOOD);
@@ -278,6 +307,23 @@ TEST_CASE("a server that drains lets open streams end, refuses later ones untouc
   tunnel.until([&] { return tunnel.server.closed == 1 && tunnel.client.closed == 1; });
   CHECK(tunnel.server.why == Reason::NONE);
   CHECK(stream.error == H2Error::none);
+}
+
+TEST_CASE("a draining server takes streams until the answer to its own PING, not to an earlier one") {
+  Tunnel tunnel({}, {.ping_interval = milliseconds(5)});
+  tunnel.connect();
+  auto& first = tunnel.client.open();
+  tunnel.until([&] { return first.status == 200; });
+  // The server's PING is on its way when the drain begins, and its answer comes together with a stream.
+  pollfd waiting{tunnel.client.connection->fd(), POLLIN, 0};
+  auto end = deadline();
+  while (::poll(&waiting, 1, 0) == 0 && Monotonic::now() < end) tunnel.far.run_once(milliseconds(1));
+  tunnel.server.connection->drain();
+  auto& crossing = tunnel.client.open();
+  turns(tunnel.reactor, 3);
+  tunnel.until([&] { return crossing.status == 200 || crossing.closed > 0; });
+  CHECK(crossing.status == 200);
+  CHECK(crossing.closed == 0);
 }
 
 TEST_CASE("a client without streams leaves after its idle time, a busy one stays") {

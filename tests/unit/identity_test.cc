@@ -268,7 +268,7 @@ TEST_CASE("the vault gives back what was put in") {
   VaultContents in{.credentials = {ca.credential({.uris = {kWeb}}),
                                    ca.credential({.uris = {kDb}, .key = test::KeyKind::rsa2048})},
                    .trust = ca.trust(),
-                   .ticket_keys = *tls::TicketKeys::random()};
+                   .ticket_keys = *tls::TicketKeys::random(WallClock::now())};
   auto fd = write_vault(in);
   REQUIRE(fd);
   auto out = read_vault(fd->get());
@@ -309,6 +309,23 @@ TEST_CASE("a vault with any byte changed or cut is refused") {
     CHECK_FALSE(decode_vault(bad));
     CHECK_FALSE(decode_vault(good.substr(0, i)));
   }
+}
+
+TEST_CASE("ticket keys of another version's layout are left out of a vault alone") {
+  test::TestCa ca;
+  std::string body = encode_vault({.credentials = {ca.credential({.uris = {kWeb}})}, .trust = ca.trust()});
+  body.resize(body.size() - 32);
+  body += std::string("\x02\xa0\0\0\0", 5) + std::string(160, 'k');  // 160 bytes of ticket keys
+  auto digest = tls::sha256(body);
+  body.append(reinterpret_cast<const char*>(digest.data()), digest.size());
+  std::vector<std::string> dropped;
+  auto read = decode_vault(body, &dropped);
+  REQUIRE(read);
+  CHECK(read->credentials.size() == 1);
+  CHECK(read->trust != nullptr);
+  CHECK(read->ticket_keys == nullptr);
+  REQUIRE(dropped.size() == 1);
+  CHECK(dropped[0].find("ticket keys") != std::string::npos);
 }
 
 TEST_CASE("a bad credential in a sound vault is dropped alone") {

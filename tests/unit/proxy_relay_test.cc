@@ -390,6 +390,28 @@ TEST_CASE("an application that reads slowly holds a bounded amount at its node a
   CHECK(most <= 1 << 20);
 }
 
+TEST_CASE("what an application has not read when stream and tunnel end still reaches it, and then the end") {
+  Tunnelled tunnel(8192);
+  tunnel.open();
+  tunnel.server_reads = false;
+  auto text = pattern(200'000);
+  send_all(tunnel.client, text);
+  ::shutdown(tunnel.client.get(), SHUT_WR);
+  ::shutdown(tunnel.server.get(), SHUT_WR);
+  tunnel.until([&] { return tunnel.near.done == 1; });
+  CHECK(tunnel.near.why == Reason::NONE);
+  tunnel.until([&] { return tunnel.far.connection->session().open_streams() == 0; });
+  REQUIRE(tunnel.far.relay->tcp.kept() > 0);
+  tunnel.near.connection->close({Reason::POD_GONE, "gone"});
+  tunnel.until([&] { return tunnel.far.closed == 1; });
+  CHECK(tunnel.far.done == 0);
+  tunnel.server_reads = true;
+  tunnel.until([&] { return tunnel.at_server.ended || tunnel.at_server.reset; });
+  CHECK(tunnel.at_server.text == text);
+  CHECK(tunnel.at_server.ended);
+  CHECK((tunnel.far.done == 1 && tunnel.far.why == Reason::NONE));
+}
+
 TEST_CASE("a refused CONNECT is told with what the peer knows") {
   Tunnelled tunnel;
   tunnel.answers = false;

@@ -2,21 +2,13 @@
 // which one, its pod or the worker itself may go while it is in the middle of something.
 #include <doctest/doctest.h>
 
-#include <memory>
 #include <string>
-#include <vector>
 
-#include "bpf/abi.h"
-#include "io_pairs.h"
-#include "proxy/inbound.h"
-#include "proxy/outbound.h"
-#include "proxy/worker.h"
-#include "telemetry/registry.h"
-#include "tls_pairs.h"
+#include "proxy_world.h"
 
 using namespace nodemesh;
-using namespace nodemesh::proxy;
 using namespace nodemesh::test;
+<<<<<<< HEAD
 using telemetry::Direction;
 using telemetry::Path;
 
@@ -224,6 +216,9 @@ struct MeshClient final : http::HboneOwner {
 };
 
 }  // namespace
+=======
+using World = WorkerWorld;
+>>>>>>> s2-b
 
 TEST_CASE("a pod is found by its uid: the newer of two, and none that is gone or has become another") {
   World world;
@@ -234,11 +229,11 @@ TEST_CASE("a pod is found by its uid: the newer of two, and none that is gone or
   };
   CHECK(cookie_of("client-uid") == kClientPod);
   CHECK(cookie_of("stranger-uid") == 0);
-  worker.add_pod(pod(33, "client", Addr::v4(127, 0, 0, 5)), {});
+  worker.add_pod(pod(33, "client", Addr::v4(127, 0, 0, 5)), {}, {});
   CHECK(cookie_of("client-uid") == 33);
   worker.remove_pod(kClientPod);
   CHECK(cookie_of("client-uid") == 33);
-  worker.add_pod(pod(33, "other", Addr::v4(127, 0, 0, 6)), {});
+  worker.add_pod(pod(33, "other", Addr::v4(127, 0, 0, 6)), {}, {});
   CHECK(cookie_of("client-uid") == 0);
   CHECK(cookie_of("other-uid") == 33);
   worker.remove_pod(33);
@@ -383,6 +378,23 @@ TEST_CASE("a pod that goes ends its connections in whatever state, and the worke
   turns(world.worker.reactor, 3);
   Fd late = world.dial(application.addr);
   world.check_reset(late);
+}
+
+TEST_CASE("a tunnel that is still taking its leave when its pod goes is not counted for ever") {
+  World world;
+  auto& open = world.metrics.shard(0).tunnels_open;
+  MeshClient mesh(world);
+  mesh.limits.control_frames = 1'000'000;
+  world.until([&] { return mesh.connection->ready(); });
+  CHECK(open.value() == 1);
+  auto& tunnel = world.worker.find_pod(kServerPod)->tunnels.begin()->second->connection();
+  world.until([&] { return tunnel.ready(); });
+  for (int i = 0; i < 3000; ++i) mesh.connection->session().ping(http::H2Ping::alive);
+  mesh.connection->schedule_flush();
+  world.until([&] { return !tunnel.ready(); });
+  world.worker.remove_pod(kServerPod);
+  world.until([&] { return world.control.closed.size() == 1; });
+  CHECK(open.value() == 0);
 }
 
 TEST_CASE("a pod that is announced again while it is ending stays") {

@@ -181,15 +181,30 @@ TEST_CASE("tickets open with the previous key and not with an older one") {
   Pair pair;
   pair.session_key = "a";
   REQUIRE(pair.connect().at_server);
-  auto second = *TicketKeys::rotate(*pair.keys);
+  auto second = *TicketKeys::rotate(*pair.keys, pair.clock.wall());
   pair.server->set_ticket_keys(second);
   Handshaken still = pair.connect();
   REQUIRE(still.at_server);
   CHECK((*still.at_server)->resumed);
-  pair.server->set_ticket_keys(*TicketKeys::rotate(*second));
+  pair.server->set_ticket_keys(*TicketKeys::rotate(*second, pair.clock.wall()));
   Handshaken full = pair.connect();
   REQUIRE(full.at_server);
   CHECK_FALSE((*full.at_server)->resumed);
+}
+
+TEST_CASE("ticket keys are due after their period, counted from when the current one was made") {
+  ManualClock clock;
+  auto first = *TicketKeys::random(clock.wall());
+  CHECK_FALSE(first->due(clock.wall()));
+  clock.advance(TicketKeys::kPeriod - seconds(1));
+  CHECK_FALSE(first->due(clock.wall()));
+  clock.advance(seconds(1));
+  CHECK(first->due(clock.wall()));
+  auto second = *TicketKeys::rotate(*first, clock.wall());
+  CHECK(second->previous == first->current);
+  CHECK_FALSE(second->current == first->current);
+  CHECK_FALSE(second->due(clock.wall()));
+  CHECK(second->due(clock.wall() - std::chrono::hours(1)));  // the clock was set back
 }
 
 TEST_CASE("a foreign client gets no ticket") {

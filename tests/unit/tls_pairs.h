@@ -34,7 +34,7 @@ struct Pair {
   Clock clock;
   TestCa ca;
   tls::Verifier client_verifier{clock, {"cluster.local"}}, server_verifier{clock, {"cluster.local"}};
-  std::shared_ptr<const tls::TicketKeys> keys = *tls::TicketKeys::random();
+  std::shared_ptr<const tls::TicketKeys> keys = *tls::TicketKeys::random(clock.wall());
   std::unique_ptr<tls::ClientContext> client = *tls::ClientContext::create(client_verifier);
   std::unique_ptr<tls::ServerContext> server = *tls::ServerContext::create(server_verifier, keys);
   std::shared_ptr<const tls::Credential> client_credential = ca.credential("default", "client");

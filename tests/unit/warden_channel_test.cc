@@ -35,6 +35,7 @@ struct Told final : WardenLinkEvents {
   std::vector<PodListeners> listeners;
   std::vector<uint64_t> gone;
   std::vector<std::vector<Fd>> sockets;
+  std::vector<uint32_t> answered;  // the requests that `sockets` answer
   std::string why;
   void on_warden_connected(const Welcome&) override { ++connected; }
   void on_pod_add(Pod pod, PodListeners got) override {
@@ -43,7 +44,8 @@ struct Told final : WardenLinkEvents {
   }
   void on_pod_update(Pod pod) override { updated.push_back(std::move(pod)); }
   void on_pod_gone(uint64_t cookie) override { gone.push_back(cookie); }
-  void on_sockets(uint64_t, SocketKind, std::vector<Fd> got, Reason) override {
+  void on_sockets(const Sockets& answer, std::vector<Fd> got) override {
+    answered.push_back(answer.request);
     sockets.push_back(std::move(got));
   }
   void on_keys(Fd got) override {
@@ -63,9 +65,11 @@ struct Heard final : ProxyChannelEvents {
   std::unique_ptr<ProxyChannel> channel;
   std::vector<ProxyMessage> messages;
   std::vector<std::vector<Fd>> descriptors;
+  std::vector<uint32_t> requests;  // of WANT_SOCKETS
   int closed = 0;
   std::string why;
-  void on_proxy_message(ProxyChannel&, ProxyMessage message, std::vector<Fd> got) override {
+  void on_proxy_message(ProxyChannel& from, ProxyMessage message, std::vector<Fd> got) override {
+    if (std::holds_alternative<WantSockets>(message)) requests.push_back(from.request());
     messages.push_back(std::move(message));
     descriptors.push_back(std::move(got));
   }
@@ -231,6 +235,7 @@ TEST_CASE("a pod that is gone is not returned to the next warden") {
   CHECK(f.heard.count<ReturnListeners>() == 0);
 }
 
+<<<<<<< HEAD
 TEST_CASE("a proxy that drains returns no listener and takes none, and still hears of the pods it serves") {
   Fixture f;
   f.start();
@@ -270,21 +275,27 @@ TEST_CASE("a proxy that drains returns no listener and takes none, and still hea
 }
 
 TEST_CASE("sockets and their descriptors arrive together, and a refusal arrives with its reason") {
+=======
+TEST_CASE("sockets and a refusal arrive under the number of their question, in whatever order") {
+>>>>>>> s2-b
   Fixture f;
   f.start();
   WardenLink link(f.reactor, f.told, f.path, 1, ::getuid());
   REQUIRE(f.until([&] { return f.heard.count<ReturnDone>() == 1; }));
   f.heard.channel->send(Welcome{.generation = 1});
   REQUIRE(f.until([&] { return link.connected(); }));
-  REQUIRE(link.want_sockets(42, SocketKind::in, 2));
-  REQUIRE(f.until([&] { return f.heard.count<WantSockets>() == 1; }));
+  auto first = link.want_sockets(42, SocketKind::in, 2), second = link.want_sockets(42, SocketKind::in, 1);
+  REQUIRE((first && second && *first != *second));
+  REQUIRE(f.until([&] { return f.heard.count<WantSockets>() == 2; }));
+  CHECK(f.heard.requests == std::vector{*first, *second});
   Fd one = plain_socket(), two = plain_socket();
   std::array<int, 2> numbers{one.get(), two.get()};
-  f.heard.channel->send(Sockets{.cookie = 42, .kind = 1, .count = 2}, numbers);
-  f.heard.channel->send(Sockets{.cookie = 42, .kind = 1, .count = 0, .reason = NM_REASON_POD_GONE});
+  f.heard.channel->send(Sockets{.cookie = 42, .kind = 1, .reason = NM_REASON_POD_GONE, .request = *second});
+  f.heard.channel->send(Sockets{.cookie = 42, .kind = 1, .count = 2, .request = *first}, numbers);
   REQUIRE(f.until([&] { return f.told.sockets.size() == 2; }));
-  CHECK(f.told.sockets[0].size() == 2);
-  CHECK(f.told.sockets[1].empty());
+  CHECK(f.told.answered == std::vector{*second, *first});
+  CHECK(f.told.sockets[0].empty());
+  CHECK(f.told.sockets[1].size() == 2);
 }
 
 TEST_CASE("bytes that are no message end the hostile proxy's channel and nothing else") {

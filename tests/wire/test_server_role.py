@@ -28,7 +28,8 @@ def test_the_handshake_is_tls_1_3_with_the_pod_s_identity(wire, client):
 def test_the_settings_are_those_of_the_protocol(client):
     client.connect("127.0.0.1:1")
     settings = client.h2.remote_settings
-    assert 100 <= settings.max_concurrent_streams <= 200
+    assert settings.max_concurrent_streams == 100
+    assert settings.initial_window_size == 64 << 10
     assert not settings.enable_connect_protocol or settings.enable_connect_protocol == 0
 
 
@@ -169,4 +170,25 @@ def test_a_stopping_agent_says_goaway_and_lets_the_open_stream_end(lab):
         assert raw.frames_until(frames.DataFrame)[-1].data == b"to the end"
         raw.send(frames.DataFrame(1, b"", flags=["END_STREAM"]))
         assert any("END_STREAM" in frame.flags for frame in raw.wait_closed() if isinstance(frame, frames.DataFrame))
+    assert wire.node2.agent.wait(40) == 0
+
+
+def test_a_stopping_agent_takes_no_stream_for_ever_from_a_peer_that_answers_only_other_pings(lab):
+    wire = Wire(lab, extra=("--", "--ping-interval-ms", "300", "--ping-timeout-ms", "1500"))
+    with wire.raw() as raw:
+        raw.send(raw.connect(1, wire.target))
+        raw.frames_until(frames.HeadersFrame)
+        wire.node2.agent.send(signal.SIGTERM)
+        announced = raw.frames_until(frames.GoAwayFrame)[-1]
+        withheld = None
+        for _ in range(100):
+            frame = raw.frames_until((frames.PingFrame, frames.GoAwayFrame))[-1]
+            if isinstance(frame, frames.GoAwayFrame):
+                break
+            withheld = withheld or frame.opaque_data  # the first one behind the announcement is the drain's
+            if frame.opaque_data != withheld:
+                raw.send(frames.PingFrame(0, frame.opaque_data, flags=["ACK"]))
+        assert isinstance(frame, frames.GoAwayFrame) and frame.last_stream_id == 1 < announced.last_stream_id
+        raw.send(frames.RstStreamFrame(1))
+        raw.wait_closed()
     assert wire.node2.agent.wait(40) == 0
