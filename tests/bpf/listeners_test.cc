@@ -33,8 +33,8 @@ struct Listeners {
   std::vector<int> taken(nm_listener kind) {
     std::vector<int> counts(workers);
     for (size_t worker = 0; worker < workers; worker++)
-      while (!nobody_waits(of(kind, worker).get()))
-        counts[worker] += bool(accept_one(of(kind, worker).get()));
+      for (; !nobody_waits(of(kind, worker).get()); counts[worker]++)
+        REQUIRE(accept_one(of(kind, worker).get()));
     return counts;
   }
 };
@@ -134,7 +134,7 @@ TEST_CASE("as many workers as there may be all get connections") {
   world.enrol();
   Listeners listeners(world, NM_MAX_WORKERS);
   REQUIRE(world.capture().set_listeners(world.cookie, listeners.numbers()));
-  auto clients = connect_often(*world.stranger, "10.66.0.2:8080", 1000);
+  for (int i = 0; i < 20; i++) connect_often(*world.stranger, "10.66.0.2:8080", 50);
   auto counts = listeners.taken(NM_LISTENER_INBOUND);
   CHECK(sum(counts) == 1000);
   for (int count : counts) CHECK(count > 0);
@@ -154,7 +154,7 @@ TEST_CASE("nobody who shares a listener's port gets what is steered to it") {
   CHECK(nobody_waits(thief.get()));
   CHECK(nobody_waits(closer.get()));
   int got = 0;
-  while (!nobody_waits(open.get())) got += bool(accept_one(open.get()));
+  for (; !nobody_waits(open.get()); got++) REQUIRE(accept_one(open.get()));
   CHECK(got == 100);
 }
 
