@@ -15,6 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAMS = {"nodemesh-warden": "agent/app", "nodemesh-proxy": "agent/app", "nodemesh-controller": "controller",
             "meshctl": "ctl"}
 USER = 65532
+LICENCE = "Apache-2.0"  # of the BPF objects' two licences too, see LICENSES/README.md
 SBOM = "/usr/share/doc/nodemesh/sbom.spdx.json"
 
 
@@ -28,8 +29,9 @@ def _made(paths):
     return int(os.environ.get("SOURCE_DATE_EPOCH") or max(os.stat(path).st_mtime for path in paths))
 
 
-def write(path, name, build):
-    """Writes the image called name from the programs of a build folder to path, and its SBOM beside it."""
+def write(path, name, build, unpacked=None):
+    """Writes the image called name from the programs of a build folder to path, and its SBOM beside it; its tree into the
+    folder unpacked too, where that is given."""
     sources = {program: f"{build}/{folder}/{program}" for program, folder in PROGRAMS.items()}
     absent = [source for source in sources.values() if not os.path.exists(source)]
     if absent:
@@ -43,13 +45,15 @@ def write(path, name, build):
             stripped = f"{folder}/{program}"
             subprocess.run(["llvm-strip-19", "-o", stripped, source], check=True)
             rootfs.program(stripped, f"/usr/bin/{program}")
-        text = sbom.document("nodemesh", version(), rootfs.packages, "Apache-2.0 AND (GPL-2.0-only OR Apache-2.0)",
-                             _made(sources.values()))
+        text = sbom.document("nodemesh", version(), rootfs.packages, LICENCE, _made(sources.values()))
         rootfs.text(SBOM, text)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         oci.write(path, name, rootfs, command=["/usr/bin/meshctl", "version"], user=f"{USER}:{USER}", labels={
             "org.opencontainers.image.title": "nodemesh", "org.opencontainers.image.version": version(),
-            "org.opencontainers.image.licenses": "Apache-2.0"})
+            "org.opencontainers.image.licenses": LICENCE})
+        if unpacked:
+            os.makedirs(unpacked)
+            rootfs.unpack(unpacked)
     with open(f"{path.removesuffix('.tar')}.spdx.json", "w", encoding="utf-8") as out:
         out.write(text)
 
@@ -60,10 +64,11 @@ def main():
     parser.add_argument("--build-dir", default=f"{ROOT}/build/release", help="default: build/release")
     parser.add_argument("--name", default=f"localhost/nodemesh:{version()}", help="repository:tag, default %(default)s")
     parser.add_argument("--output", default=f"{ROOT}/build/image/nodemesh-{version()}.tar", help="default: %(default)s")
+    parser.add_argument("--unpacked", metavar="FOLDER", help="write the image's files into a new folder too")
     options = parser.parse_args()
     try:
-        write(options.output, options.name, os.path.abspath(options.build_dir))
-    except RuntimeError as error:
+        write(options.output, options.name, os.path.abspath(options.build_dir), options.unpacked)
+    except (RuntimeError, OSError) as error:
         parser.exit(1, f"scripts/image: {error}\n")
     print(f"{options.name}: {options.output} ({os.stat(options.output).st_size >> 20} MiB)")
 

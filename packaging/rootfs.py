@@ -5,6 +5,7 @@ import functools
 import glob
 import os
 import re
+import shutil
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -136,6 +137,22 @@ class Rootfs:
                             self._debian(library)
         if os.path.exists(copyright := f"/usr/share/doc/{name}/copyright"):
             self.file(copyright, copyright)
+
+    def unpack(self, folder):
+        """Writes the tree into a folder, for tools that make their own layers."""
+        for target, entry in sorted(self.entries.items()):
+            path = f"{folder}{target}"
+            if entry.link is not None:
+                os.symlink(entry.link, path)
+                continue
+            if entry.source is not None:
+                shutil.copyfile(entry.source, path)
+            elif entry.data is not None:
+                with open(path, "wb") as out:
+                    out.write(entry.data)
+            else:
+                os.makedirs(path, exist_ok=True)
+            os.chmod(path, entry.mode)
 
     def user(self, name, number):
         """A user and group that programs may run as, beside root."""

@@ -110,6 +110,7 @@ class Node:
     def __init__(self, cluster, number):
         self.cluster, self.number, self.name = cluster, number, f"node{number}"
         self.dir = cluster.plan.node_dir(number)
+        self.cgroup2 = "/sys/fs/cgroup" if cluster.plan.cgroup == 2 else "/sys/fs/cgroup/unified"  # on the node
         self.ipv4 = cluster.plan.node(number, 4) if 4 in cluster.plan.families else None
         self.ipv6 = cluster.plan.node(number, 6) if 6 in cluster.plan.families else None
 

@@ -22,6 +22,7 @@ SOURCES = f"{os.path.dirname(binaries.HERE)}/images"
 TOOLS = ("curl", "nginx", "python3.11", "ip", "ss", "tcpdump", "openssl")
 PYTHON = ("libpython3.11-minimal", "libpython3.11-stdlib")
 NGINX = """daemon off;
+user root;
 error_log /dev/stderr;
 pid /tmp/nginx.pid;
 events {}
