@@ -133,6 +133,37 @@ def test_a_bpf_program_at_a_nodes_cgroup_root_is_that_nodes_alone(cluster, shop,
     assert ask(shop[1], f"http://{shop[0].ipv4}:8080/")["pod"] == shop[0].name
 
 
+ENTER = """
+import ctypes, glob, os, subprocess
+seen = set()
+for path in glob.glob("/host/proc/[0-9]*/ns/net"):
+    if os.stat(path).st_ino in seen: continue
+    seen.add(os.stat(path).st_ino)
+    space = os.open(path, os.O_RDONLY)
+    enter = lambda: ctypes.CDLL(None).setns(space, 0x40000000)
+    print(subprocess.run(["ip", "-br", "-4", "addr"], preexec_fn=enter, capture_output=True, text=True).stdout)
+"""
+
+
+def test_a_pod_with_an_agents_mounts_enters_its_nodes_pods_and_sees_no_other_node(cluster, shop):
+    volumes, mounts = workloads.host_mounts(proc=("/proc", "/host/proc", None), bpf=("/sys/fs/bpf", "/sys/fs/bpf", "Bidirectional"),
+                                            cgroup=("/sys/fs/cgroup", "/host/cgroup", None))
+    cluster.apply([workloads.namespace("agent"), workloads.pod("agent", "agent", workloads.pod_spec(
+        workloads.container("tools", securityContext={"privileged": True}, **mounts), nodeName="node3", **volumes))])
+    pod, = cluster.ready_pods("app=agent", "agent")
+    commands = pod.exec(["sh", "-c", "cat /host/proc/[0-9]*/comm 2> /dev/null; true"]).split()
+    assert commands.count("kubelet") == 1 and "kube-apiserver" not in commands
+    seen = pod.exec(["python3", "-c", ENTER])
+    assert f"{shop[2].ipv4}/" in seen and f"{cluster.node(3).ipv4}/" in seen
+    assert "10.244.1." not in seen and cluster.node(1).ipv4 not in seen
+    group = pod.exec(["sh", "-c", f"find /host/cgroup -type d -path '*pod{shop[2].uid}*' | head -1"]).strip()
+    assert "/kubepods/" in group and "node3" not in group
+    pod.exec(["mkdir", "/sys/fs/bpf/agent"])
+    assert "agent" in cluster.node(3).run(["ls", "/sys/fs/bpf"]).stdout.split()
+    assert "agent" not in cluster.node(1).run(["ls", "/sys/fs/bpf"]).stdout.split()
+    pod.exec(["rmdir", "/sys/fs/bpf/agent"])
+
+
 def test_helm_installs_a_chart_and_takes_it_away(cluster, tmp_path):
     chart = tmp_path / "chart"
     (chart / "templates").mkdir(parents=True)

@@ -21,7 +21,7 @@ FOLDERS = ("/opt", "/run", "/run/netns", "/var/lib", "/var/log", "/etc", "/usr/l
 HOME_FILES = (".kube/cache/discovery/10.0.0.1_6443", ".cache/helm", ".config/helm", ".local/share/helm")
 SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward",
            "net/ipv6/conf/all/forwarding", "net/netfilter/nf_conntrack_max", "kernel/keys/root_maxkeys")
-OTHERS = ("nmlab", "nodemesh-lab", "/tmp/pytest", "resolv")  # labs of other tests on this machine come and go
+OTHERS = ("nmlab", "nodemesh-lab")  # labs of other tests on this machine come and go
 
 
 def foreign(names):

@@ -20,10 +20,6 @@ from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.append(f"{ROOT}/tests/cluster")
-from minicluster import binaries, images
-from minicluster.cluster import default_cgroup, obstacles
-from minicluster.plan import Plan
-
 RELEASE, SANITISED = f"{ROOT}/build/release", f"{ROOT}/build/fuzz"
 FUZZ_SECONDS = 8
 BUILDING = {"release": threading.Lock(), "fuzz": threading.Lock(), "cluster": threading.Lock()}
@@ -67,7 +63,7 @@ def _build(preset, priority):
 def build_meanwhile(make, *words):
     """Builds in the background, for tiers that come later: most tiers before them keep one core busy at most."""
     def work():
-        with contextlib.suppress(subprocess.CalledProcessError, RuntimeError, OSError):
+        with contextlib.suppress(subprocess.CalledProcessError, RuntimeError, OSError, ImportError):
             make(*words)  # where it fails, the tier that needs it builds again, and says so
 
     threading.Thread(target=work, daemon=True).start()
@@ -184,6 +180,7 @@ def tier_wire():
 
 def build_cluster():
     """Kubernetes and the rest from Go modules, and the images of the cluster: minutes when cold, then nothing to do."""
+    from minicluster import binaries, images  # needs packages that other tiers do without
     with BUILDING["cluster"]:
         binaries.build()
         images.build()
@@ -192,6 +189,8 @@ def build_cluster():
 def tier_cluster():
     """A real cluster, see tests/cluster. Its programs were built in the background of the tiers before it."""
     need_root()
+    from minicluster.cluster import default_cgroup, obstacles
+    from minicluster.plan import Plan
     if reasons := obstacles(Plan(cgroup=default_cgroup())):
         raise Skipped("; ".join(reasons))
     build("release")

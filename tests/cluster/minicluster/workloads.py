@@ -61,3 +61,11 @@ def echo(name, namespace, replicas=3, kind="ClusterIP", labels=None):
 def tools(name, namespace, node=None, labels=None):
     """A pod of ordinary programs (curl, nginx, python3, ip, a shell), to run commands in."""
     return pod(name, namespace, pod_spec(container("tools"), **({"nodeName": node} if node else {})), labels)
+
+
+def host_mounts(**paths):
+    """Volumes and volume mounts of folders of the node: name=(path on the node, path in the container, propagation)."""
+    volumes = [{"name": name, "hostPath": {"path": there}} for name, (there, _, _) in paths.items()]
+    mounts = [{"name": name, "mountPath": here, **({"mountPropagation": how} if how else {})}
+              for name, (_, here, how) in paths.items()]
+    return {"volumes": volumes}, {"volumeMounts": mounts}
