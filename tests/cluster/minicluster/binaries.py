@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import time
 
-from minicluster.plan import CACHE
+from minicluster.plan import CACHE, locked_cache
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
@@ -62,7 +62,7 @@ def _build(module, say):
     if module == "kubernetes":
         packages = [f"k8s.io/kubernetes/cmd/{program}" for program in PROGRAMS[module]]
     stamp_file, stamp = f"{BIN}/.{module}", _stamp(module)
-    with open(stamp_file, encoding="ascii") if os.path.exists(stamp_file) else open(os.devnull, encoding="ascii") as old:
+    with open(stamp_file if os.path.exists(stamp_file) else os.devnull, encoding="ascii") as old:
         if old.read() == stamp and all(os.path.exists(f"{BIN}/{program}") for program in PROGRAMS[module]):
             return
     say(f"building {', '.join(PROGRAMS[module])} (cold: minutes)")
@@ -80,5 +80,6 @@ def _build(module, say):
 def build(say=print):
     """Builds what is missing or was built from something else. Needs network for the Go module proxy when cold."""
     os.makedirs(BIN, exist_ok=True)
-    for module in PROGRAMS:
-        _build(module, say)
+    with locked_cache():
+        for module in PROGRAMS:
+            _build(module, say)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from minicluster import binaries
-from minicluster.plan import CACHE
+from minicluster.plan import CACHE, locked_cache
 
 sys.path.append(f"{binaries.ROOT}/packaging")
 import oci
@@ -98,21 +98,18 @@ def _stamp(name):
 def build(say=print):
     """Writes the images that are missing or were made of something else. Needs the programs of binaries.build()."""
     os.makedirs(FOLDER, exist_ok=True)
-    stamps_path = f"{FOLDER}/stamps.json"
-    stamps = {}
-    if os.path.exists(stamps_path):
-        with open(stamps_path, encoding="utf-8") as source:
-            stamps = json.load(source)
-    for name, make in MAKERS.items():
-        stamp = _stamp(name)
-        if stamps.get(name) == stamp and os.path.exists(f"{FOLDER}/{name}.tar"):
-            continue
-        make()
-        say(f"image localhost/{name}:1 ({os.stat(f'{FOLDER}/{name}.tar').st_size >> 20} MiB)")
-        stamps[name] = stamp
-        with open(stamps_path, "w", encoding="utf-8") as out:
-            json.dump(stamps, out)
-
-
-def paths():
-    return [f"{FOLDER}/{name}.tar" for name in MAKERS]
+    with locked_cache():
+        stamps_path = f"{FOLDER}/stamps.json"
+        stamps = {}
+        if os.path.exists(stamps_path):
+            with open(stamps_path, encoding="utf-8") as source:
+                stamps = json.load(source)
+        for name, make in MAKERS.items():
+            stamp = _stamp(name)
+            if stamps.get(name) == stamp and os.path.exists(f"{FOLDER}/{name}.tar"):
+                continue
+            make()
+            say(f"image localhost/{name}:1 ({os.stat(f'{FOLDER}/{name}.tar').st_size >> 20} MiB)")
+            stamps[name] = stamp
+            with open(stamps_path, "w", encoding="utf-8") as out:
+                json.dump(stamps, out)

@@ -189,6 +189,8 @@ class Keeper:
         self.spawn("kube-controller-manager", control_plane.controller_manager(plan), enter=join)
         self.spawn("kube-scheduler", control_plane.scheduler(plan), enter=join)
         self.spawn("balancer", _python("balancer", plan.name), enter=join)
+        if plan.network_policy:
+            self.spawn("policies", _python("policies", plan.name), enter=join)
         self._objects(api)
         nodes = [f"node{number}" for number in plan.numbers]
         self.wait(lambda: all(condition(api.get(f"/api/v1/nodes/{name}"), "Ready") for name in nodes), 120,

@@ -32,7 +32,8 @@ def _enter(cluster, command):
 
 def _up(options):
     started = time.monotonic()
-    cluster = Cluster.up(Plan(options.name, options.nodes, options.cgroup or default_cgroup(), FAMILIES[options.families]))
+    cluster = Cluster.up(Plan(options.name, options.nodes, options.cgroup or default_cgroup(), FAMILIES[options.families],
+                              options.network_policy))
     print(f"up after {time.monotonic() - started:.0f} s: {cluster.plan.nodes} nodes; files and logs: {cluster.plan.state}\n"
           "next: scripts/cluster kubectl get pods -A -o wide; scripts/cluster down")
 
@@ -89,6 +90,7 @@ def parser():
     up.add_argument("--cgroup", type=int, choices=(1, 2), help="1: cgroup v1 with cgroup2 beside it; 2: cgroup2 alone, as on a "
                     "modern host, without limits where the machine's controllers are in v1 (default: 1 where there is v1)")
     up.add_argument("--families", choices=FAMILIES, default="dual", help="IP families (default: %(default)s)")
+    up.add_argument("--network-policy", action="store_true", help="enforce NetworkPolicy on the nodes, as many CNI plugins do")
     command("down", _down, "end the cluster and remove every trace")
     command("status", _status, "name the clusters that are up")
     for program in ("kubectl", "helm"):

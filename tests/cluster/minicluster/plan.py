@@ -1,6 +1,8 @@
 """What a cluster is to be: its size, addresses and places. Plain values, known to every process of the cluster."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ class Plan:
     nodes: int = 3
     cgroup: int = 1
     families: tuple = (4, 6)
+    network_policy: bool = False
 
     @property
     def state(self):
@@ -92,6 +95,15 @@ class Plan:
     def save(self):
         with open(f"{self.state}/plan.json", "w", encoding="utf-8") as out:
             json.dump(dataclasses.asdict(self), out)
+
+
+@contextlib.contextmanager
+def locked_cache():
+    """One process at a time makes things in the cache, which clones of the repository share."""
+    os.makedirs(CACHE, exist_ok=True)
+    with open(f"{CACHE}/lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def load(name):

@@ -3,7 +3,7 @@
 //	echo [-http 8080,8081] [-tcp 9000]   HTTP/1.1 and HTTP/2 without TLS: /healthz, gRPC's health check, /status/NNN,
 //	                                     and a JSON description of the request for every other path; TCP: one line
 //	                                     "POD CLIENT", then every byte comes back
-//	echo get URL                         prints the answer; fails unless it is 200
+//	echo [-timeout 5s] get URL           prints the answer; fails unless it is 200
 //	echo ok                              ends well: an exec probe
 //
 // Every request and connection is a line on standard output.
@@ -110,8 +110,8 @@ func serveTCP(port string) {
 	}
 }
 
-func get(url string) int {
-	client := http.Client{Timeout: 5 * time.Second}
+func get(url string, timeout time.Duration) int {
+	client := http.Client{Timeout: timeout}
 	response, err := client.Get(url)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -129,10 +129,11 @@ func get(url string) int {
 func main() {
 	httpPorts := flag.String("http", "8080", "comma-separated ports for HTTP")
 	tcpPorts := flag.String("tcp", "9000", "comma-separated ports for TCP")
+	timeout := flag.Duration("timeout", 5*time.Second, "the longest time that get takes")
 	flag.Parse()
 	switch flag.Arg(0) {
 	case "get":
-		os.Exit(get(flag.Arg(1)))
+		os.Exit(get(flag.Arg(1), *timeout))
 	case "ok":
 		return
 	}
