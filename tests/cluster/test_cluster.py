@@ -196,3 +196,14 @@ def test_a_node_comes_back_after_a_power_failure_with_its_pods_and_the_others_se
     pod = cluster.wait(back, 60, "the same pod runs again")
     assert ask(shop[0], f"http://{pod.ipv4}:8080/")["pod"] == pod.name
     assert ask(pod, "http://echo/")["pod"]
+
+
+@pytest.mark.parametrize("part", ["kube-apiserver", "etcd"])
+def test_pods_talk_on_while_a_part_of_the_control_plane_is_away_and_nothing_is_forgotten(cluster, shop, part):
+    with cluster.without(part):
+        assert cluster.kubectl("get", "pods", "-n", "shop", "--request-timeout=2s", check=False) == ""
+        here, there = cluster.node(1), shop[2]
+        inside = here.run(["curl", "-sS", "--max-time", "5", f"http://{bracketed(there.ipv6)}:8080/"]).stdout
+        assert json.loads(inside)["pod"] == there.name
+    assert {pod.uid for pod in cluster.pods("app=echo", "shop")} == {pod.uid for pod in shop}
+    assert ask(shop[0], "http://echo/")["pod"]

@@ -164,18 +164,12 @@ class Node:
 
     def power_off(self):
         """Everything of the node ends at once, as when its power fails. Its disk stays."""
-        with open(f"{self.dir}/off", "w", encoding="ascii"):
-            pass
         with contextlib.suppress(RuntimeError):
-            pid = self.pid
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 30, f"{self.name} is off")
+            self.cluster.switch_off(self.name, self.pid)
 
     def power_on(self):
         """The node boots from its disk; returns when kubelet runs."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.dir}/off")
-        os.kill(self.cluster.keeper, signal.SIGUSR1)
+        self.cluster.switch_on(self.name)
         wait_for(lambda: os.path.exists(f"{self.dir}/up"), 60, f"{self.name} has booted", every=0.1)
 
     def restart(self, seconds_off=0):
@@ -288,6 +282,31 @@ class Cluster:
 
     def __exit__(self, *_):
         self.down()
+
+    def switch_off(self, name, pid):
+        """Kills a part and keeps it off until switch_on()."""
+        with open(f"{self.plan.state}/off/{name}", "w", encoding="ascii"):
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 30, f"{name} is off")
+
+    def switch_on(self, name):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.plan.state}/off/{name}")
+        os.kill(self.keeper, signal.SIGUSR1)
+
+    @contextlib.contextmanager
+    def without(self, name):
+        """For the duration of the block a part of the control plane is killed: kube-apiserver, etcd, kube-scheduler,
+        kube-controller-manager. Returns when the API server answers again."""
+        with open(f"{self.plan.state}/pids/{name}", encoding="ascii") as source:
+            self.switch_off(name, int(source.read()))
+        try:
+            yield
+        finally:
+            self.switch_on(name)
+            self.wait(lambda: self.api.raw("GET", "/readyz") == "ok", 60, "the API server is ready")
 
     # --- what runs on the machine beside the nodes
 

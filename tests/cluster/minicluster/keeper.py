@@ -1,9 +1,10 @@
 """The cluster's keeper: python3 -m minicluster.keeper PLAN [OWNED].
 
-It starts everything, stays as long as the cluster is up, boots nodes again when asked (SIGUSR1), and removes every trace
-at the end: at SIGTERM, or, where OWNED is given, when its standard input ends, that is when the owner is gone, however
-that came about. The cluster lives in a network and a pid namespace of the keeper's: whatever a part of it does, it ends
-with process 1 of that pid namespace, and all its links with the network.
+It starts everything and stays as long as the cluster is up. At SIGUSR1 it starts again every node and part of the control
+plane that has ended and has no file of its name in <state>/off. At SIGTERM, or, where OWNED is given, when its standard
+input ends, that is when the owner is gone, however that came about, it removes every trace. The cluster lives in a network
+and a pid namespace of the keeper's: whatever a part of it does, it ends with process 1 of that pid namespace, and all its
+links with the network.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ class Keeper:
         self.plan, self.owned = plan, owned
         self.started = time.monotonic()
         self.children = {}
+        self.parts = {}  # of the control plane: name to command
         self.wire = -1
 
     def say(self, text):
@@ -83,6 +85,19 @@ class Keeper:
         with open(f"{self.plan.state}/log/{name}.log", "ab") as log:
             self.children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
                                                    start_new_session=True, preexec_fn=enter, **options)
+        with open(f"{self.plan.state}/pids/{name}", "w", encoding="ascii") as out:
+            out.write(str(self.children[name].pid))
+
+    def start(self, name, command):
+        """Starts a part of the control plane, in the cgroup of the machine beside the nodes."""
+        machine = f"{cgroups.mount_point()}/{self.plan.group}/machine/cgroup.procs"
+
+        def join():
+            with open(machine, "w", encoding="ascii") as procs:
+                procs.write("0")
+
+        self.parts[name] = command
+        self.spawn(name, command, enter=join)
 
     # --- the machine
 
@@ -154,10 +169,16 @@ class Keeper:
                                      "--kill-child", "--", *_python("node", self.plan.name, number, self.wire)],
                    enter=join, pass_fds=(self.wire,))
 
-    def boot_what_is_off(self):
-        """Boots every node that has ended and that nobody keeps off."""
+    def _is_off(self, name):
+        """True for what has ended and nobody keeps off."""
+        return self.children[name].poll() is not None and not os.path.exists(f"{self.plan.state}/off/{name}")
+
+    def start_what_is_off(self):
+        for name, command in list(self.parts.items()):
+            if self._is_off(name):
+                self.start(name, command)
         for number in self.plan.numbers:
-            if self.children[f"node{number}"].poll() is None or os.path.exists(f"{self.plan.node_dir(number)}/off"):
+            if not self._is_off(f"node{number}"):
                 continue
             port = self.plan.port(number)
             self.wait(lambda: port not in (name for _, name in socket.if_nameindex()), 20, f"the link {port} is gone")
@@ -168,29 +189,25 @@ class Keeper:
     def up(self):
         plan = self.plan
         certificates.make(plan)
+        for folder in ("pids", "off"):
+            os.mkdir(f"{plan.state}/{folder}")
         self.groups()
         self.isolate()
         self.network()
         for number in plan.numbers:
             self.boot(number)
         self.say("certificates, network; nodes boot")
-        machine = f"{cgroups.mount_point()}/{plan.group}/machine/cgroup.procs"
-
-        def join():
-            with open(machine, "w", encoding="ascii") as procs:
-                procs.write("0")
-
-        self.spawn("etcd", control_plane.etcd(plan), enter=join)
-        self.spawn("kube-apiserver", control_plane.apiserver(plan), enter=join)
+        self.start("etcd", control_plane.etcd(plan))
+        self.start("kube-apiserver", control_plane.apiserver(plan))
         api = Api(plan)
         # refused while the server makes its own roles
         self.wait(lambda: self._ready(api), 90, "the API server is ready", needs=("etcd", "kube-apiserver"))
         self.say("API server ready")
-        self.spawn("kube-controller-manager", control_plane.controller_manager(plan), enter=join)
-        self.spawn("kube-scheduler", control_plane.scheduler(plan), enter=join)
-        self.spawn("balancer", _python("balancer", plan.name), enter=join)
+        self.start("kube-controller-manager", control_plane.controller_manager(plan))
+        self.start("kube-scheduler", control_plane.scheduler(plan))
+        self.start("balancer", _python("balancer", plan.name))
         if plan.network_policy:
-            self.spawn("policies", _python("policies", plan.name), enter=join)
+            self.start("policies", _python("policies", plan.name))
         self._objects(api)
         nodes = [f"node{number}" for number in plan.numbers]
         self.wait(lambda: all(condition(api.get(f"/api/v1/nodes/{name}"), "Ready") for name in nodes), 120,
@@ -239,7 +256,7 @@ class Keeper:
                     if child.returncode is None and child.poll() is not None:
                         self.say(f"{name} ended with {child.returncode}")
                 if signal.SIGUSR1 in numbers:
-                    self.boot_what_is_off()
+                    self.start_what_is_off()
 
     def end(self):
         """Removes every trace; what is left over is said and fails."""
