@@ -24,7 +24,6 @@ import time
 
 import capture as capturing
 import cgroups
-import netns
 import processes
 import yaml
 from minicluster import binaries, images, keeper
