@@ -24,7 +24,8 @@ def setns(descriptor):
 
 
 def path_of(name):
-    return f"{RUN_DIR}/{name}"
+    """name may also be the path of a namespace, as in /proc/PID/ns/net."""
+    return os.path.join(RUN_DIR, name)
 
 
 def create(name):

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(f"{ROOT}/tests/cluster")
 RELEASE, SANITISED = f"{ROOT}/build/release", f"{ROOT}/build/fuzz"
 FUZZ_SECONDS = 8
 BUILDING = {"release": threading.Lock(), "fuzz": threading.Lock()}
@@ -59,11 +60,11 @@ def _build(preset, priority):
                    env=cache)
 
 
-def build_meanwhile(preset):
+def build_meanwhile(make, *words):
     """Builds in the background, for tiers that come later: most tiers before them keep one core busy at most."""
     def work():
-        with contextlib.suppress(subprocess.CalledProcessError):  # the tier that needs it builds again, and says so
-            build(preset, priority=10)
+        with contextlib.suppress(subprocess.CalledProcessError, RuntimeError, OSError, ImportError):
+            make(*words)  # where it fails, the tier that needs it builds again, and says so
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -177,6 +178,25 @@ def tier_wire():
     return pytest("wire", RELEASE)
 
 
+def build_cluster():
+    """Kubernetes and the rest from Go modules, and the images of the cluster: minutes when cold, then nothing to do."""
+    from minicluster import binaries, images  # needs packages that other tiers do without
+    binaries.build()
+    images.build()
+
+
+def tier_cluster():
+    """A real cluster, see tests/cluster. Its programs were built in the background of the tiers before it."""
+    need_root()
+    from minicluster.cluster import default_cgroup, obstacles
+    from minicluster.plan import Plan
+    if reasons := obstacles(Plan(cgroup=default_cgroup())):
+        raise Skipped("; ".join(reasons))
+    build("release")
+    build_cluster()
+    return pytest("cluster", RELEASE)
+
+
 def tier_fuzz():
     build("fuzz")
     fuzzers = sorted(entry.path for entry in os.scandir(f"{SANITISED}/tests")
@@ -218,7 +238,7 @@ def _write(path, text):
 
 
 TIERS = {"lint": tier_lint, "unit": tier_unit, "golden": tier_golden, "bpf": tier_bpf, "kernels": tier_kernels, "netns": tier_netns,
-         "wire": tier_wire, "fuzz": tier_fuzz, "asan": tier_asan}
+         "wire": tier_wire, "cluster": tier_cluster, "fuzz": tier_fuzz, "asan": tier_asan}
 
 
 def main(names):
@@ -228,6 +248,8 @@ def main(names):
     sys.stdout.reconfigure(line_buffering=True)
     total, times = Count(), []
     names = names or list(TIERS)
+    if "cluster" in names and os.geteuid() == 0:
+        build_meanwhile(build_cluster)
     for name in names:
         print(f"\n== {name}")
         started = time.monotonic()
@@ -240,7 +262,7 @@ def main(names):
             print(f"{name}: {error}")
             count = Count(failed=1)
         if name == "unit" and {"fuzz", "asan"} & set(names):
-            build_meanwhile("fuzz")
+            build_meanwhile(build, "fuzz", 10)
         total += count
         times.append(f"{name:8} {time.monotonic() - started:6.1f} s   {count.passed} passed, {count.failed} failed"
                      + (f", {count.skipped} skipped" if count.skipped else ""))

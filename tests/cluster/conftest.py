@@ -1,0 +1,40 @@
+"""The cluster of the tier: three nodes, made once, gone at the end whatever ends this process."""
+
+import os
+import subprocess
+
+import pytest
+from minicluster.cluster import Cluster, default_cgroup
+from minicluster.plan import Plan
+
+OPEN = []
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Three dual-stack nodes, shared by all tests: a test keeps to a namespace of its own and leaves the nodes on.
+    NODEMESH_CLUSTER_CGROUP=2 gives the nodes cgroup2 alone."""
+    mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
+    with Cluster.up(Plan(f"test-{os.getpid()}", cgroup=mode, network_policy=True), owned=True) as made:
+        OPEN.append(made)
+        yield made
+        OPEN.remove(made)
+
+
+@pytest.fixture(scope="session")
+def denying_program(tmp_path_factory):
+    """A BPF object for connect4 that refuses every connection."""
+    folder = tmp_path_factory.mktemp("bpf")
+    (folder / "deny.c").write_text('__attribute__((section("cgroup/connect4"))) int deny(void *context) { return 0; }\n'
+                                   '__attribute__((section("license"))) char granted[] = "GPL";\n', encoding="utf-8")
+    subprocess.run(["clang-19", "-target", "bpf", "-O2", "-c", folder / "deny.c", "-o", folder / "deny.o"], check=True)
+    return folder / "deny.o"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and call.when in ("setup", "call"):
+        for made in OPEN:
+            report.sections.append((f"cluster {made.plan.name}", made.logs()))

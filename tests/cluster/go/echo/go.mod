@@ -1,0 +1,3 @@
+module nodemesh.dev/tests/cluster/echo
+
+go 1.26.0
