@@ -4,12 +4,13 @@
 // (0). Pure; any thread. nlohmann's exceptions end in json.cc.
 #pragma once
 
+#include <expected>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "base/reason.h"
 #include "kube/objects.h"
 
 namespace nodemesh::kube {
@@ -30,9 +31,10 @@ struct ListPage {
   std::string resource_version;
   std::string next;  // metadata.continue; empty: the last page
   std::vector<Node> items;
+  size_t left_out = 0;  // items that are too deep for us
 };
-// Items that are too deep or too large for us are left out and counted; a page that is no list is an Error.
-Result<ListPage> parse_list_page(std::string_view text);
+// A page that is no list is `broken`.
+std::expected<ListPage, JsonFailure> parse_list_page(std::string_view text);
 
 // One line of a watch (metav1.WatchEvent).
 struct WatchEvent {
@@ -61,8 +63,8 @@ class LineSplitter {
     }
   }
   void clear();
-  // Lines dropped since the last clear().
-  size_t dropped() const { return dropped_; }
+  // Lines dropped since the last call.
+  size_t take_dropped() { return std::exchange(dropped_, 0); }
 
  private:
   // Whether a whole line is there: in `kept_`, or if that is empty in `piece`.

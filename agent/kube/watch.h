@@ -111,24 +111,31 @@ class Watch final : private ApiStream {
   void list();
   void ask_page();
   void on_page(Result<ApiAnswer> answer);
+  void smaller_pages(const std::string& why);
   void watch(bool initial);
   bool on_line(std::string_view line);
   bool on_event(WatchEvent event);
   bool on_bookmark(const Node& object);
   bool on_error_event(const Node& status);
+  void passed(const std::string& version);
   void finish_list(std::string resource_version);
+  void sync();
+  ObjectKey key_of(const std::pair<std::string, std::string>& place) const;
   void take(Node object, bool listing);
   void drop(const Node& object);
   void refused(int status, const std::string& why, std::optional<seconds> retry_after);
   void absent();
   void forbidden(const std::string& why);
   void relist(const std::string& why);
+  void page_instead(const std::string& why);
   void retry_later(const std::string& why, std::optional<seconds> told = {});
-  void rest(milliseconds about, WatchProgress::State state, std::string why);
+  void rest(milliseconds wait, WatchProgress::State state, std::string why);
+  void heard_well();
+  void now_watching();
   void stop_stream();
-  void broken_line(const std::string& why);
+  void refuse_events(size_t count, const std::string& why);
   std::string path(std::string_view query) const;
-  std::string accept() const;
+  std::string accept(std::string_view list) const;
   milliseconds jittered(milliseconds about);
 
   io::Reactor& reactor_;
@@ -141,7 +148,9 @@ class Watch final : private ApiStream {
   std::map<std::pair<std::string, std::string>, Known> known_;  // by namespace and name
   std::string resource_version_;                                // to resume from; empty: list
   uint64_t list_ = 0;
-  std::string continue_, list_version_;
+  std::string continue_;  // of the next page
+  Monotonic::time_point list_started_{};
+  uint64_t page_limit_;
   size_t version_ = 0;       // of the resource's versions, the one in use
   size_t versions_404_ = 0;  // that said 404 in a row
   uint64_t absent_rounds_ = 0;
