@@ -147,6 +147,22 @@ bool Cluster::passed(std::string_view kind, Monotonic::time_point since) const {
   });
 }
 
+Result<> check_choice(const SourceChoice& choice) {
+  if (!choice.folder.empty() + !choice.kubeconfig.empty() + choice.in_cluster == 1) return {};
+  return fail("give one of --config DIR, --kubeconfig FILE and --in-cluster");
+}
+
+Result<std::unique_ptr<Source>> make_source(io::Reactor& reactor, const Clock& clock,
+                                            const SourceChoice& choice, std::span<const Kind> kinds,
+                                            ClusterOptions options) {
+  if (auto one = check_choice(choice); !one) return std::unexpected(one.error());
+  if (!choice.folder.empty()) return make_folder_source(reactor, choice.folder, kinds);
+  auto access = choice.in_cluster ? in_cluster_access()
+                                  : kubeconfig_access({.path = choice.kubeconfig, .context = choice.context});
+  if (!access) return std::unexpected(access.error());
+  return std::make_unique<Cluster>(reactor, clock, std::move(*access), kinds, std::move(options));
+}
+
 // Until everything was read once nobody is told: what is not there yet must not look like what is not there.
 void Cluster::note_synced() {
   if (--unsynced_ > 0) return;

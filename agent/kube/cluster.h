@@ -67,4 +67,20 @@ class Cluster final : public Source {
   io::Timer settle_timer_;
 };
 
+// Where an agent was told to read: exactly one of the three.
+struct SourceChoice {
+  std::string folder;
+  std::string kubeconfig;  // a file; `context` of it, or its current one
+  std::string context;
+  bool in_cluster = false;
+
+  bool operator==(const SourceChoice&) const = default;
+};
+// Says so when it is not one. Names the flags: --config, --kubeconfig, --in-cluster.
+Result<> check_choice(const SourceChoice& choice);
+// Fails with one sentence for the operator.
+Result<std::unique_ptr<Source>> make_source(io::Reactor& reactor, const Clock& clock,
+                                            const SourceChoice& choice, std::span<const Kind> kinds,
+                                            ClusterOptions options);
+
 }  // namespace nodemesh::kube

@@ -75,7 +75,7 @@ void H1Response::take_body(std::string_view& bytes) {
 Result<bool> H1Response::take_line(std::string_view& bytes) {
   size_t end = bytes.find('\n');
   std::string_view piece = bytes.substr(0, end);
-  head_bytes_ += piece.size() + 1;
+  head_bytes_ += piece.size() + (end == bytes.npos ? 0 : 1);
   // Chunk heads are counted one by one.
   if (head_bytes_ > kMaxHead || line_.size() + piece.size() > kMaxHead)
     return fail(Reason::HEADERS_TOO_LARGE, "HTTP/1.1: the response's header is larger than 60 KiB");

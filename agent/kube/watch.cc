@@ -14,6 +14,7 @@ constexpr seconds kMostRetryAfter{120};
 // A watch that lasted so long was a good one, even if nothing happened meanwhile.
 constexpr seconds kLasting{5};
 constexpr size_t kMaxErrorBody = 64 * 1024;
+constexpr uint64_t kRoundsAfterPoke = 7;  // half a minute
 constexpr std::string_view kInitialEventsEnd = "k8s.io/initial-events-end";
 
 std::string text_at(const Node* node, std::string_view name) {
@@ -68,6 +69,9 @@ void Watch::poke() {
   using enum WatchProgress::State;
   if (!timer_.armed() || (progress_.state != absent && progress_.state != forbidden)) return;
   timer_.cancel();
+  poked_ = true;
+  failures_ = 0;
+  absent_rounds_ = 0;
   begin();
 }
 
@@ -102,7 +106,8 @@ void Watch::ask_page() {
   phase_ = Phase::page;
   std::string query = fmt::format("limit={}", page_limit_);
   if (!continue_.empty()) query += "&continue=" + percent_encode(continue_);
-  ApiRequest request{.path = path(query), .accept = accept("List"), .timeout = seconds(60)};
+  ApiRequest request{
+      .path = path(query), .accept = accept("List"), .timeout = seconds(60), .max_body = times_.page_bytes};
   call_ =
       client_.request(std::move(request), [this](Result<ApiAnswer> answer) { on_page(std::move(answer)); });
 }
@@ -181,7 +186,7 @@ void Watch::on_end(Result<> how) {
   silence_.cancel();
   Phase was = std::exchange(phase_, Phase::idle);
   bool lasted = status_ != 0 && reactor_.now() - opened_ >= kLasting;
-  if (was == Phase::watch && lasted) failures_ = 0;
+  if (was == Phase::watch && lasted) failures_ = relists_ = 0;
   if (status_ != 0 && (status_ < 200 || status_ >= 300)) {
     if (was == Phase::initial_events && (status_ == 400 || status_ == 422))
       return page_instead(failure_text(status_, error_body_));
@@ -227,7 +232,7 @@ bool Watch::on_event(WatchEvent event) {
 }
 
 void Watch::passed(const std::string& version) {
-  failures_ = 0;
+  failures_ = relists_ = 0;
   progress_.passed = reactor_.now();
   if (!version.empty() && !is_older(version, resource_version_)) resource_version_ = version;
 }
@@ -338,14 +343,18 @@ void Watch::absent() {
   }
   versions_404_ = 0;
   std::string why = "the server does not have " + options_.resource.full_name();
-  // Once may be a server that has just started and does not know its CRDs yet.
-  if (!options_.optional || ++absent_rounds_ < 2) return retry_later(why);
+  // Once may be a server that has just started and does not know its CRDs yet; and a CRD is seen before it is
+  // served.
+  bool hopeful = ++absent_rounds_ < (poked_ ? kRoundsAfterPoke : 2);
+  if (!options_.optional || (hopeful && !known_.empty())) return retry_later(why);
+  if (hopeful) return rest(backoff(failures_++), WatchProgress::State::absent, std::move(why));
   if (!known_.empty()) {
     log::warn(log::Component::config, "a resource is gone, and its objects with it",
               {{"resource", options_.resource.full_name()}, {"objects", known_.size()}});
   }
   for (const auto& [place, known] : std::exchange(known_, {})) sink_.on_remove(key_of(place));
   failures_ = 0;
+  poked_ = false;
   sync();
   rest(jittered(times_.slow_retry), WatchProgress::State::absent, std::move(why));
 }
@@ -364,7 +373,10 @@ void Watch::forbidden(const std::string& why) {
 
 void Watch::relist(const std::string& why) {
   resource_version_.clear();
-  retry_later(why);
+  complain(why);
+  // Every agent is told so at once when a server starts anew.
+  milliseconds spread(random_() % static_cast<uint64_t>(times_.relist_spread.count() + 1));
+  rest(backoff(relists_++) + spread, WatchProgress::State::waiting, why);
 }
 
 // The server does not do WatchList (or not well).
@@ -375,15 +387,16 @@ void Watch::page_instead(const std::string& why) {
   list();
 }
 
+void Watch::complain(const std::string& why) {
+  if (std::exchange(complained_, true)) return;
+  log::warn(log::Component::config,
+            "a resource cannot be watched for now; what is known of it stays in force",
+            {{"resource", options_.resource.full_name()}, {"error", why}});
+}
+
 void Watch::retry_later(const std::string& why, std::optional<seconds> told) {
-  if (!std::exchange(complained_, true)) {
-    log::warn(log::Component::config,
-              "a resource cannot be watched for now; what is known of it stays in force",
-              {{"resource", options_.resource.full_name()}, {"error", why}});
-  }
-  auto about = std::min(times_.max_retry, times_.first_retry * (1u << std::min(failures_, 10u)));
-  ++failures_;
-  auto wait = jittered(about);
+  complain(why);
+  auto wait = backoff(failures_++);
   // As told, and a little later, since everybody was told the same.
   if (told)
     wait = std::max<milliseconds>(wait, std::min(*told, kMostRetryAfter)) + jittered(times_.first_retry);
@@ -400,6 +413,7 @@ void Watch::rest(milliseconds wait, WatchProgress::State state, std::string why)
 void Watch::heard_well() {
   versions_404_ = 0;
   absent_rounds_ = 0;
+  poked_ = false;
 }
 
 void Watch::now_watching() {
@@ -434,6 +448,10 @@ std::string Watch::path(std::string_view query) const {
 std::string Watch::accept(std::string_view list) const {
   if (!options_.metadata_only) return "application/json";
   return fmt::format("application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json", list);
+}
+
+milliseconds Watch::backoff(uint32_t failures) {
+  return jittered(std::min(times_.max_retry, times_.first_retry * (1u << std::min(failures, 10u))));
 }
 
 milliseconds Watch::jittered(milliseconds about) {

@@ -5,7 +5,7 @@
 // the reactor's thread; borrows client and sink.
 //
 // What the server says            what happens
-// 410, as a status or an event    a new list, compared
+// 410, as a status or an event    a new list within some seconds, compared
 // 429, 503 with Retry-After       waits as told (at most 2 minutes)
 // other 4xx/5xx, a lost stream    waits 0.5 s, doubling, at most 30 s, with jitter; then resumes
 // 404                             the next version of the group; when none is there the resource is absent:
@@ -45,11 +45,13 @@ struct WatchOptions {
 
 struct WatchTimes {
   milliseconds first_retry{500}, max_retry{30'000};
+  milliseconds relist_spread{5'000};     // before a new list after 410
   milliseconds slow_retry{60'000};       // where the resource is absent or forbidden
   milliseconds watch_for{300'000};       // asked of the server, up to twice that by jitter
   milliseconds end_margin{30'000};       // the server may take to end it
   milliseconds initial_silence{30'000};  // WatchList without a word for so long: pages instead
-  uint64_t page_limit = 500;
+  uint64_t page_limit = 500;             // objects; fewer where a page is larger than page_bytes
+  size_t page_bytes = 64 << 20;
   uint64_t seed = 0;  // of the jitter; 0: from the system
 };
 
@@ -128,6 +130,7 @@ class Watch final : private ApiStream {
   void forbidden(const std::string& why);
   void relist(const std::string& why);
   void page_instead(const std::string& why);
+  void complain(const std::string& why);
   void retry_later(const std::string& why, std::optional<seconds> told = {});
   void rest(milliseconds wait, WatchProgress::State state, std::string why);
   void heard_well();
@@ -136,6 +139,7 @@ class Watch final : private ApiStream {
   void refuse_events(size_t count, const std::string& why);
   std::string path(std::string_view query) const;
   std::string accept(std::string_view list) const;
+  milliseconds backoff(uint32_t failures);
   milliseconds jittered(milliseconds about);
 
   io::Reactor& reactor_;
@@ -155,7 +159,9 @@ class Watch final : private ApiStream {
   size_t versions_404_ = 0;  // that said 404 in a row
   uint64_t absent_rounds_ = 0;
   bool watch_list_ = true;
-  uint32_t failures_ = 0;
+  bool poked_ = false;
+  uint32_t failures_ = 0;  // in a row
+  uint32_t relists_ = 0;   // in a row
   ApiClient::CallId call_ = 0;
   int status_ = 0;  // of the stream
   std::optional<seconds> retry_after_;
