@@ -24,7 +24,12 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
       "The privileged half of a node's agent: finds pods, captures their connections, makes sockets in their "
       "namespaces for nodemesh-proxy.",
       "nodemesh-warden");
-  app.add_option("--config", config.config_dir, "folder of manifests")->required()->type_name("DIR");
+  app.add_option("--config", config.source.folder, "folder of manifests")->type_name("DIR");
+  app.add_option("--kubeconfig", config.source.kubeconfig, "or the API server that this file names")
+      ->type_name("FILE");
+  app.add_option("--context", config.source.context, "of the kubeconfig, else its current one")
+      ->type_name("NAME");
+  app.add_flag("--in-cluster", config.source.in_cluster, "or the API server of the pod this runs in");
   app.add_option("--node", config.node, "name of this node, as in spec.nodeName")
       ->required()
       ->type_name("NAME");

@@ -9,11 +9,12 @@
 
 #include "app/sandbox.h"
 #include "base/reason.h"
+#include "kube/cluster.h"
 
 namespace nodemesh::app {
 
 struct WardenConfig {
-  std::string config_dir;
+  kube::SourceChoice source;
   std::string node;
   std::string run_dir;
   std::string bpf_dir;

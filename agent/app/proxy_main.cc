@@ -63,7 +63,12 @@ std::optional<seconds> parse_lifetime(std::string_view text) {
 }
 
 void add_options(CLI::App& app, ProxyConfig& config) {
-  app.add_option("--config", config.control.config_dir, "folder of manifests")->required()->type_name("DIR");
+  auto& source = config.control.source;
+  app.add_option("--config", source.folder, "folder of manifests")->type_name("DIR");
+  app.add_option("--kubeconfig", source.kubeconfig, "or the API server that this file names")
+      ->type_name("FILE");
+  app.add_option("--context", source.context, "of the kubeconfig, else its current one")->type_name("NAME");
+  app.add_flag("--in-cluster", source.in_cluster, "or the API server of the pod this runs in");
   app.add_option("--node", config.control.node, "name of this node")->required()->type_name("NAME");
   app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")
       ->required()

@@ -61,10 +61,10 @@ Result<> check_before_start(const WardenConfig& config) {
   if (auto ok = check_cgroup2_directory(config.kubepods, "--kubepods"); !ok) return ok;
   if (auto ok = check_cgroup2_directory(config.proxy_cgroup, "--proxy-cgroup"); !ok) return ok;
   std::error_code error;
-  if (!std::filesystem::is_directory(config.config_dir, error)) {
-    return fail(
-        fmt::format("--config {} is not a folder: make it and put manifests into it", config.config_dir));
-  }
+  if (auto ok = kube::check_choice(config.source); !ok) return ok;
+  const auto& folder = config.source.folder;
+  if (!folder.empty() && !std::filesystem::is_directory(folder, error))
+    return fail(fmt::format("--config {} is not a folder: make it and put manifests into it", folder));
   if (!std::filesystem::is_directory(config.run_dir, error)) {
     return fail(fmt::format("--run-dir {} is not a folder: make it", config.run_dir));
   }
@@ -130,11 +130,14 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
       [&](Fd socket, pid_t peer) { warden.accept_proxy(std::move(socket), peer); });
   if (!channel) return std::unexpected(std::move(channel.error()));
   if (auto ok = warden.start(); !ok) return ok;
-  auto source = warden::make_folder_source(reactor, config.config_dir, config.node);
-  if (auto ok = source->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
+  Clock clock;
+  auto source = warden::make_pod_source(reactor, clock, config.source, config.node);
+  if (!source) return std::unexpected(std::move(source.error()));
+  if (auto ok = (*source)->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
     return ok;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
-            {{"node", config.node}, {"config", config.config_dir}});
+            {{"node", config.node},
+             {"config", config.source.folder.empty() ? "the API server" : config.source.folder}});
   reactor.run();
   if (config.clean_exit) warden.leave_pods();
   return {};

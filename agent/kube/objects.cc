@@ -13,6 +13,7 @@ void read_metadata(Object& object, const Node* node) {
   object.key.name = meta.text("name").value_or("");
   object.key.ns = meta.text("namespace").value_or("");
   object.uid = meta.text("uid").value_or("");
+  if (const Node* version = meta.any("resourceVersion")) object.resource_version = version->text;
   if (const Node* created = meta.any("creationTimestamp")) object.creation_timestamp = created->text;
   object.labels = meta.text_map("labels");
   object.annotations = meta.text_map("annotations");
@@ -22,8 +23,8 @@ void read_metadata(Object& object, const Node* node) {
     object.owners.push_back({owner.text("kind").value_or(""), owner.text("name").value_or(""),
                              owner.boolean("controller").value_or(false)});
   }
-  meta.ignore({"generateName", "resourceVersion", "generation", "deletionTimestamp",
-               "deletionGracePeriodSeconds", "finalizers", "managedFields", "selfLink"});
+  meta.ignore({"generateName", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "finalizers",
+               "managedFields", "selfLink"});
   if (!object.key.ns.empty() && !is_dns_label(object.key.ns)) {
     meta.error("namespace", "is not a valid namespace name",
                "use lower-case letters, digits and '-', at most 63 characters");

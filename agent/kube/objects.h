@@ -39,6 +39,7 @@ class Object {
   ObjectKey key;
   std::string version;  // "v1"
   std::string uid;
+  std::string resource_version;    // of an API server's object; opaque
   std::string creation_timestamp;  // RFC 3339, which sorts as text; may be empty
   std::map<std::string, std::string> labels;
   std::map<std::string, std::string> annotations;

@@ -1,14 +1,10 @@
 #include "kube/store.h"
 
 #include <algorithm>
-#include <tuple>
+#include <utility>
 
 namespace nodemesh::kube {
 namespace {
-
-std::tuple<std::string_view, std::string_view> place(const Entry& entry) {
-  return {entry.object->key.ns, entry.object->key.name};
-}
 
 void check_scope(const Object& object, const Kind& kind, Problems& problems) {
   const Node* metadata = object.root.find("metadata");
@@ -133,26 +129,75 @@ bool Store::remove_file(const std::string& file) {
   return true;
 }
 
-void Store::publish() {
-  ++generation_;
-  Claims claims;  // who is in force; the first file by name wins, which does not depend on the order of edits
+bool Store::upsert(std::shared_ptr<Object> object) {
+  auto [found, fresh] = singles_.try_emplace(object->key);
+  found->second = read(object, fresh ? nullptr : &found->second);
+  // Half of the memory of an object, and of no use any more: an API server's objects have no lines.
+  object->root.children = {};
+  publish(found->first, found->second.good);
+  return true;
+}
+
+bool Store::remove(const ObjectKey& key) {
+  if (singles_.erase(key) == 0) return false;
+  publish(key, {});
+  return true;
+}
+
+// Who is in force. Of files the first by name wins, which does not depend on the order of edits.
+Store::Claims Store::claims() const {
+  Claims claims;
+  for (const auto& [key, version] : singles_) {
+    if (version.good.object) claims.try_emplace(key, &version);
+  }
   for (const auto& [name, file] : files_) {
     for (const auto& version : file.versions) {
       if (version.good.object) claims.try_emplace(version.newest->key, &version);
     }
   }
+  return claims;
+}
+
+void Store::note_change() {
+  ++generation_;
+  statuses_stale_ = true;
+}
+
+void Store::publish() {
+  note_change();
   in_force_.clear();
-  for (const auto& [key, version] : claims) in_force_[key.kind].push_back(version->good);
-  for (auto& [kind, entries] : in_force_) std::ranges::sort(entries, {}, place);
-  size_ = claims.size();
+  auto all = claims();
+  for (const auto& [key, version] : all) in_force_[key.kind].entries.emplace(key, version->good);
+  size_ = all.size();
+}
+
+void Store::publish(const ObjectKey& key, const Entry& entry) {
+  if (!files_.empty()) return publish();  // another's claim may take its place
+  note_change();
+  auto& kind = in_force_[key.kind];
+  size_ -= kind.entries.size();
+  if (entry.object) {
+    kind.entries.insert_or_assign(key, entry);
+  } else {
+    kind.entries.erase(key);
+  }
+  size_ += kind.entries.size();
+  kind.sorted_stale = true;
+}
+
+const std::vector<Status>& Store::statuses() const {
+  if (!std::exchange(statuses_stale_, false)) return statuses_;
   statuses_.clear();
+  auto all = files_.empty() ? Claims{} : claims();  // without files there is nothing twice
+  for (const auto& [key, version] : singles_) statuses_.push_back(status_of(version, all));
   for (const auto& [name, file] : files_) {
     for (const auto& problem : file.problems) {
       statuses_.push_back(
           {.file = name, .line = problem.line, .state = Status::State::refused, .problems = {problem}});
     }
-    for (const auto& version : file.versions) statuses_.push_back(status_of(version, claims));
+    for (const auto& version : file.versions) statuses_.push_back(status_of(version, all));
   }
+  return statuses_;
 }
 
 Status Store::status_of(const Version& version, const Claims& claims) const {
@@ -185,13 +230,21 @@ Status Store::status_of(const Version& version, const Claims& claims) const {
 
 std::span<const Entry> Store::objects(std::string_view kind) const {
   auto found = in_force_.find(kind);
-  return found == in_force_.end() ? std::span<const Entry>{} : std::span(found->second);
+  if (found == in_force_.end()) return {};
+  const InForce& table = found->second;
+  if (std::exchange(table.sorted_stale, false)) {
+    table.sorted.clear();
+    for (const auto& [key, entry] : table.entries) table.sorted.push_back(entry);
+  }
+  return table.sorted;
 }
 
 const Entry* Store::find(std::string_view kind, std::string_view ns, std::string_view name) const {
-  auto all = objects(kind);
-  auto found = std::ranges::lower_bound(all, std::tuple(ns, name), {}, place);
-  return found != all.end() && place(*found) == std::tuple(ns, name) ? &*found : nullptr;
+  auto table = in_force_.find(kind);
+  if (table == in_force_.end()) return nullptr;
+  auto found = table->second.entries.lower_bound(Place{ns, name, {}});
+  bool same = found != table->second.entries.end() && found->first.ns == ns && found->first.name == name;
+  return same ? &found->second : nullptr;
 }
 
 }  // namespace nodemesh::kube

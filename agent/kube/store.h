@@ -1,6 +1,7 @@
 // All objects that were read, by kind, namespace and name, each with its last good version: an object whose
 // new version is bad keeps its old one in force, and a file that cannot be read keeps its objects. Says of
-// every object whether it was accepted and why not. Owned by the control thread; not thread-safe; no I/O.
+// every object whether it was accepted and why not. Filled file by file (a folder) or object by object (an
+// API server). Owned by the control thread; not thread-safe, not even for reading; no I/O.
 #pragma once
 
 #include <functional>
@@ -29,6 +30,7 @@ struct Kind {
   // Reads the top-level fields (apiVersion, kind and metadata are already marked as known) and reports what
   // is wrong to `problems`; an error there refuses the object. Null: the kind has no fields that matter.
   std::shared_ptr<const Decoded> (*read)(const Object& object, Fields& fields, Problems& problems) = nullptr;
+  bool metadata_only = false;  // `read` wants nothing else, so an API server need not send it
 };
 
 struct Entry {
@@ -48,13 +50,18 @@ class Store {
   bool fail_file(const std::string& file, Problem problem);
   // The file is gone, and so are its objects.
   bool remove_file(const std::string& file);
+  // One object of an API server, new or changed; its tree is given up once it is read. O(log n) while there
+  // are no files. Returns whether anything changed.
+  bool upsert(std::shared_ptr<Object> object);
+  bool remove(const ObjectKey& key);
 
-  // Those in force, sorted by namespace and name. Valid until the next change.
+  // Those in force, sorted by namespace and name. Valid until the next change. O(n) at the first call after a
+  // change of the kind.
   std::span<const Entry> objects(std::string_view kind) const;
   const Entry* find(std::string_view kind, std::string_view ns, std::string_view name) const;
   size_t size() const { return size_; }
   // One for every object and every unreadable document, by file and line. Valid until the next change.
-  const std::vector<Status>& statuses() const { return statuses_; }
+  const std::vector<Status>& statuses() const;
   // Raised by every change.
   uint64_t generation() const { return generation_; }
 
@@ -70,17 +77,38 @@ class Store {
     Problems problems;
   };
   using Claims = std::map<ObjectKey, const Version*>;
+  // A kind's name may be in use in several groups.
+  struct Place {
+    std::string_view ns, name, group;
+    auto operator<=>(const Place&) const = default;
+  };
+  struct ByPlace {
+    using is_transparent = void;
+    static Place place(const ObjectKey& key) { return {key.ns, key.name, key.group}; }
+    static Place place(const Place& at) { return at; }
+    bool operator()(const auto& a, const auto& b) const { return place(a) < place(b); }
+  };
+  struct InForce {
+    std::map<ObjectKey, Entry, ByPlace> entries;
+    mutable std::vector<Entry> sorted;  // the same, made when it is asked for
+    mutable bool sorted_stale = true;
+  };
 
   const Kind* find_kind(const ObjectKey& key) const;
   Version read(std::shared_ptr<const Object> object, const Version* before) const;
   void keep_last_good(File& file, const File& before) const;
+  Claims claims() const;
   void publish();
+  void publish(const ObjectKey& key, const Entry& entry);
+  void note_change();
   Status status_of(const Version& version, const Claims& claims) const;
 
   std::span<const Kind> kinds_;
   std::map<std::string, File> files_;
-  std::map<std::string, std::vector<Entry>, std::less<>> in_force_;  // by kind
-  std::vector<Status> statuses_;
+  std::map<ObjectKey, Version> singles_;
+  std::map<std::string, InForce, std::less<>> in_force_;  // by kind
+  mutable std::vector<Status> statuses_;
+  mutable bool statuses_stale_ = false;
   size_t size_ = 0;
   uint64_t generation_ = 0;
 };

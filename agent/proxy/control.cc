@@ -46,8 +46,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
       access_log_(access_log),
       denials_(denials),
       mailbox_(reactor),
-      store_(translate::kinds()),
-      folder_(reactor, options_.config_dir, store_, [this] { reconfigure(); }),
+      snapshot_(std::make_shared<const model::Snapshot>(model::SnapshotContent{})),
       ca_(reactor, {.target = {.unix_path = options_.ca_socket}}),
       credentials_(
           reactor, clock, ca_, store_settings(options_),
@@ -85,17 +84,31 @@ Result<> Control::start() {
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
+<<<<<<< HEAD
   if (auto started = folder_.start(); !started) return started;
   for (auto& worker : workers_) worker->start();
   renew_ticket_keys();
   reconfigure();
+=======
+  if (auto keys = tls::TicketKeys::random(); keys) ticket_keys_ = *keys;
+  auto source =
+      kube::make_source(reactor_, clock_, options_.source, translate::kinds(), {.node = options_.node});
+  if (!source) return std::unexpected(std::move(source.error()));
+  source_ = std::move(*source);
+  if (auto started = source_->start([this] { reconfigure(); }); !started) return started;
+  for (auto& worker : workers_) worker->start();
+  publish_ticket_keys();
+  if (source_->synced()) reconfigure();
+>>>>>>> s2-k
   ticker_.arm(reactor_, kTick);
   return {};
 }
 
 void Control::reconfigure() {
-  auto translation =
-      translate::translate(store_, snapshot_, {.node = options_.node, .trust_domain = options_.trust_domain});
+  // What was read first is in force even if it is nothing.
+  auto before = snapshot_->generation() == 0 ? nullptr : snapshot_;
+  auto translation = translate::translate(source_->store(), before,
+                                          {.node = options_.node, .trust_domain = options_.trust_domain});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
   translated_ = clock_.now();
@@ -348,8 +361,10 @@ void Control::on_warden_closed(const Error& why) {
 
 std::vector<std::string> Control::not_ready() const {
   std::vector<std::string> reasons;
-  if (snapshot_ == nullptr || snapshot_->generation() == 0)
+  if (snapshot_->generation() == 0) {
     reasons.push_back("no configuration has been read");
+    if (source_ != nullptr) std::ranges::copy(source_->troubles(), std::back_inserter(reasons));
+  }
   if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {

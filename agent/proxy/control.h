@@ -15,9 +15,13 @@
 #include "identity/store.h"
 #include "io/mailbox.h"
 #include "io/reactor.h"
+<<<<<<< HEAD
 #include "kube/folder.h"
 #include "kube/store.h"
 #include "proxy/socket_orders.h"
+=======
+#include "kube/cluster.h"
+>>>>>>> s2-k
 #include "proxy/worker.h"
 #include "telemetry/access_log.h"
 #include "telemetry/denials.h"
@@ -28,7 +32,7 @@
 namespace nodemesh::proxy {
 
 struct ControlOptions {
-  std::string config_dir;
+  kube::SourceChoice source;
   std::string node;
   std::string run_dir;
   std::string ca_socket;  // unix path of the certificate authority
@@ -47,7 +51,8 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
           telemetry::AccessLog& access_log, telemetry::Denials& denials);
   ~Control();
 
-  // Reads the folder, starts the workers, connects to the warden. Errors are one sentence for the operator.
+  // Reads the folder or begins to read the API server, starts the workers, connects to the warden. Errors are
+  // one sentence for the operator.
   Result<> start();
   // No new connections; `done` runs when none is left or `limit` has passed.
   void drain(milliseconds limit, std::move_only_function<void()> done);
@@ -55,7 +60,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // Ends what is open and joins the workers' threads.
   void stop_workers();
 
-  // For the admin port; on the control thread.
+  // For the admin port; on the control thread. Of generation 0 until configuration was read.
   const std::shared_ptr<const model::Snapshot>& snapshot() const { return snapshot_; }
   const std::vector<kube::Status>& statuses() const { return statuses_; }
   // When the folder was last translated.
@@ -119,8 +124,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   telemetry::AccessLog& access_log_;
   telemetry::Denials& denials_;
   io::Mailbox mailbox_;
-  kube::Store store_;
-  kube::Folder folder_;
+  std::unique_ptr<kube::Source> source_;
   std::shared_ptr<const model::Snapshot> snapshot_;
   std::vector<kube::Status> statuses_;
   Monotonic::time_point translated_{};

@@ -8,9 +8,9 @@ namespace nodemesh::translate {
 
 std::span<const kube::Kind> kinds() {
   static const kube::Kind kKinds[] = {
-      {"", "Namespace", {"v1"}, false, read_nothing_used},
+      {"", "Namespace", {"v1"}, false, read_nothing_used, true},
       {"", "Node", {"v1"}, false, read_node},
-      {"", "ServiceAccount", {"v1"}, true, read_nothing_used},
+      {"", "ServiceAccount", {"v1"}, true, read_nothing_used, true},
       {"", "Pod", {"v1"}, true, read_pod},
       {"", "Service", {"v1"}, true, read_service},
       {"", "ConfigMap", {"v1"}, true, read_config_map},

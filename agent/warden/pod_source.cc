@@ -1,6 +1,5 @@
 #include "warden/pod_source.h"
 
-#include "kube/folder.h"
 #include "kube/store.h"
 #include "model/snapshot.h"
 #include "translate/translate.h"
@@ -8,17 +7,15 @@
 namespace nodemesh::warden {
 namespace {
 
-class FolderSource final : public PodSource {
+class TranslatedPods final : public PodSource {
  public:
-  FolderSource(io::Reactor& reactor, std::string folder, std::string node)
-      : node_(std::move(node)),
-        store_(translate::kinds()),
-        folder_(reactor, std::move(folder), store_, [this] { tell(); }) {}
+  TranslatedPods(std::unique_ptr<kube::Source> source, std::string node)
+      : node_(std::move(node)), source_(std::move(source)) {}
 
   Result<> start(Changed changed) override {
     changed_ = std::move(changed);
-    if (auto started = folder_.start(); !started) return started;
-    tell();
+    if (auto started = source_->start([this] { tell(); }); !started) return started;
+    if (source_->synced()) tell();
     return {};
   }
 
@@ -26,7 +23,7 @@ class FolderSource final : public PodSource {
   // The proxy reports what is wrong with objects; here it is enough that bad ones keep their last good
   // version.
   void tell() {
-    snapshot_ = translate::translate(store_, snapshot_, {.node = node_}).snapshot;
+    snapshot_ = translate::translate(source_->store(), snapshot_, {.node = node_}).snapshot;
     LocalPods pods;
     for (const auto& workload : snapshot_->workloads()) {
       if (workload->node == node_) pods.push_back(workload);
@@ -35,16 +32,19 @@ class FolderSource final : public PodSource {
   }
 
   const std::string node_;
-  kube::Store store_;
-  kube::Folder folder_;
+  std::unique_ptr<kube::Source> source_;
   Changed changed_;
   std::shared_ptr<const model::Snapshot> snapshot_;
 };
 
 }  // namespace
 
-std::unique_ptr<PodSource> make_folder_source(io::Reactor& reactor, std::string folder, std::string node) {
-  return std::make_unique<FolderSource>(reactor, std::move(folder), std::move(node));
+Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
+                                                   const kube::SourceChoice& choice, std::string node) {
+  kube::ClusterOptions options{.node = node, .only_kinds = {"Pod", "Namespace"}};
+  auto source = kube::make_source(reactor, clock, choice, translate::kinds(), std::move(options));
+  if (!source) return std::unexpected(std::move(source.error()));
+  return std::make_unique<TranslatedPods>(std::move(*source), std::move(node));
 }
 
 }  // namespace nodemesh::warden

@@ -1,5 +1,5 @@
-// Where the warden learns which pods its node has. Today the objects of a folder; a source that watches the
-// API server or kubelet fits the same interface. The warden's thread only.
+// Where the warden learns which pods its node has: the objects of a folder, or its own watch of the API
+// server. The warden's thread only.
 #pragma once
 
 #include <functional>
@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/reason.h"
 #include "io/reactor.h"
+#include "kube/cluster.h"
 #include "model/workload.h"
 
 namespace nodemesh::warden {
@@ -21,11 +23,14 @@ class PodSource {
  public:
   using Changed = std::move_only_function<void(LocalPods)>;
   virtual ~PodSource() = default;
-  // Calls `changed` once now, and on the reactor with the whole list after each change.
+  // Calls `changed` on the reactor with the whole list, once when it is known (a folder: within this call)
+  // and after each change.
   virtual Result<> start(Changed changed) = 0;
 };
 
-// Pods of `node` among the manifests of `folder`.
-std::unique_ptr<PodSource> make_folder_source(io::Reactor& reactor, std::string folder, std::string node);
+// Pods of `node` in a folder or at an API server, where only they and the Namespaces are read. Fails with one
+// sentence for the operator.
+Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
+                                                   const kube::SourceChoice& choice, std::string node);
 
 }  // namespace nodemesh::warden

@@ -84,6 +84,11 @@ void add_names(X509* certificate, const LeafOptions& options) {
   };
   for (const auto& uri : options.uris) add(GEN_URI, uri);
   for (const auto& dns : options.dns) add(GEN_DNS, dns);
+  for (const auto& ip : options.ips) {
+    GENERAL_NAME* name = GENERAL_NAME_new();
+    GENERAL_NAME_set0_value(name, GEN_IPADD, a2i_IPADDRESS(ip.c_str()));
+    sk_GENERAL_NAME_push(names.get(), name);
+  }
   if (sk_GENERAL_NAME_num(names.get()) == 0) return;
   must(X509_add1_ext_i2d(certificate, NID_subject_alt_name, names.get(), 1, X509V3_ADD_APPEND) == 1, "SAN");
 }

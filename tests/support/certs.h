@@ -17,6 +17,7 @@ enum class KeyKind { p256, p384, rsa2048, rsa1024, ed25519 };
 struct LeafOptions {
   std::vector<std::string> uris;  // as they are, NUL bytes included
   std::vector<std::string> dns;
+  std::vector<std::string> ips;
   WallClock::time_point not_before = WallClock::now() - std::chrono::minutes(2);
   WallClock::time_point not_after = WallClock::now() + std::chrono::hours(24);
   KeyKind key = KeyKind::p256;

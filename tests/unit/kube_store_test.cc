@@ -117,3 +117,49 @@ TEST_CASE_FIXTURE(Fixture, "objects are found by kind, namespace and name") {
   CHECK(store.find("Number", "b", "a") == nullptr);
   CHECK(store.objects("Letter").empty());
 }
+
+namespace {
+
+std::shared_ptr<Object> single(const std::string& name, const std::string& value) {
+  auto manifest = parse_manifest(number(name, value), "");
+  return std::const_pointer_cast<Object>(manifest.objects.at(0));
+}
+const ObjectKey kX{"", "Number", "a", "x"};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "single objects come, change, keep their last good version, and go") {
+  CHECK(store.upsert(single("x", "1")));
+  CHECK(store.upsert(single("y", "2")));
+  CHECK(value("x") == 1);
+  CHECK(store.objects("Number").size() == 2);
+  store.upsert(single("x", "99"));
+  CHECK(value("x") == 1);
+  CHECK(state("x") == Status::State::stale);
+  store.upsert(single("x", "3"));
+  CHECK(value("x") == 3);
+  CHECK(state("x") == Status::State::accepted);
+  CHECK(store.remove(kX));
+  CHECK_FALSE(store.remove(kX));
+  CHECK(store.find("Number", "a", "x") == nullptr);
+  REQUIRE(store.objects("Number").size() == 1);
+  CHECK(store.objects("Number")[0].object->key.name == "y");
+  CHECK(store.size() == 1);
+  CHECK(store.statuses().size() == 1);
+  store.upsert(single("z", "99"));
+  CHECK(store.size() == 1);
+  CHECK(state("z") == Status::State::refused);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a single object goes before one of a file, which returns when it goes") {
+  set("f", number("x", "1"));
+  store.upsert(single("x", "2"));
+  CHECK(value("x") == 2);
+  store.remove(kX);
+  CHECK(value("x") == 1);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a single object is kept without its tree") {
+  store.upsert(single("x", "1"));
+  CHECK(store.find("Number", "a", "x")->object->root.children.empty());
+}
