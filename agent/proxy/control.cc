@@ -48,7 +48,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
       mailbox_(reactor),
       store_(translate::kinds()),
       folder_(reactor, options_.config_dir, store_, [this] { reconfigure(); }),
-      ca_(reactor, {.target = {.unix_path = options_.ca_socket}}),
+      ca_(reactor, options_.ca),
       credentials_(
           reactor, clock, ca_, store_settings(options_),
           [this](const std::string& uri, std::shared_ptr<const tls::Credential> credential) {

@@ -30,7 +30,7 @@ struct ControlOptions {
   std::string config_dir;
   std::string node;
   std::string run_dir;
-  std::string ca_socket;  // unix path of the certificate authority
+  identity::CaClient::Settings ca;  // the certificate authority
   std::string trust_domain = "cluster.local";
   size_t workers = 2;
   uid_t warden_uid = 0;

@@ -83,7 +83,7 @@ struct Controller {
     while (!condition() && Monotonic::now() < deadline) reactor.run_once(milliseconds(20));
     return condition();
   }
-  http::GrpcClient::Target target() const { return {.unix_path = socket, .address = {}}; }
+  http::GrpcClient::Target target() const { return {.unix_path = socket}; }
   Result<Issued> ask(CaClient& client, const std::string& uri, seconds lifetime = seconds(60)) {
     std::optional<Result<Issued>> answer;
     client.request(uri, lifetime, [&](Result<Issued> issued) { answer = std::move(issued); });
@@ -188,16 +188,19 @@ TEST_CASE("a server that never answers is left at the deadline; one that talks n
   REQUIRE(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
   REQUIRE(::listen(listener.get(), 4) == 0);
   io::Reactor reactor;
-  http::GrpcClient client(reactor, {.unix_path = dir + "/s", .address = {}});
+  http::GrpcClient client(reactor, {.unix_path = dir + "/s"});
   std::optional<http::GrpcReply> reply;
   client.call({.path = "/a/b", .timeout = milliseconds(50)}, [&](auto got) { reply = std::move(got); });
   auto deadline = Monotonic::now() + seconds(10);
   while (!reply && Monotonic::now() < deadline) reactor.run_once(milliseconds(10));
   REQUIRE(reply);
   CHECK(reply->code == http::GrpcCode::deadline_exceeded);
-  Fd peer(::accept(listener.get(), nullptr, nullptr));
+  CHECK_FALSE(client.connected());  // not a byte came: the next call gets a connection of its own
+  Fd silent(::accept(listener.get(), nullptr, nullptr));
   reply.reset();
   client.call({.path = "/a/b"}, [&](auto got) { reply = std::move(got); });
+  reactor.run_once(milliseconds(10));
+  Fd peer(::accept(listener.get(), nullptr, nullptr));
   std::string nonsense = "HTTP/1.1 400 Bad Request\r\n\r\nthis is not HTTP/2 at all, nor will it ever be";
   REQUIRE(::write(peer.get(), nonsense.data(), nonsense.size()) > 0);
   while (!reply && Monotonic::now() < deadline) reactor.run_once(milliseconds(10));
