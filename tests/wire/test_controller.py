@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 
@@ -18,8 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 import certificates
+import netns
+import programs
 from ca_client import CaClient, Refused
 from kube_api import KubeApi
+from lab import Lab
 from waiting import FACTOR, wait_for
 
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or os.path.join(os.path.dirname(__file__), "../../build/release")
@@ -275,3 +279,68 @@ def test_the_process_says_how_it_is(cluster):
     assert "nodemesh_build_info" in page
     with pytest.raises(urllib.error.HTTPError):
         controller.get("/config_dump")
+
+
+class Passage:
+    """127.0.0.1:15012 of a node's namespace, which leads to the controller outside of it."""
+
+    def __init__(self, node, port):
+        self.port = port
+        with netns.entered(node.netns):
+            self.listener = socket.create_server(("127.0.0.1", 15012))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self.listener.accept()
+                other = socket.create_connection(("127.0.0.1", self.port))
+                for one, two in ((peer, other), (other, peer)):
+                    threading.Thread(target=self._carry, args=(one, two), daemon=True).start()
+
+    @staticmethod
+    def _carry(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def test_agents_of_two_nodes_get_their_certificates_over_tls_and_carry_traffic(cluster):
+    controller = cluster.start()
+    os.chmod(cluster.folder, 0o755)
+    with open(f"{cluster.folder}/roots.pem", "w", encoding="utf-8") as out:
+        out.write(cluster.roots())
+    with Lab() as lab, contextlib.ExitStack() as stack:
+        client = lab.node("node1").pod("client", namespace="shop", service_account="client")
+        server = lab.node("node2").pod("server", namespace="shop", service_account="server")
+        programs.nginx(server, files={"page": b"hello"})
+        lab.write_manifests()
+        lab.start_controller()  # of the folder: nobody asks it
+        for node, account in ((lab.node("node1"), "client"), (lab.node("node2"), "server")):
+            cluster.api.pod("shop", account, account, node.name)
+            cluster.api.pod("mesh", f"agent-{node.name}", "nodemesh-agent", node.name)
+            token = f"agent.{node.name}.token"
+            cluster.api.tokens[token] = ("system:serviceaccount:mesh:nodemesh-agent", f"agent-{node.name}",
+                                         f"uid-agent-{node.name}", "istio-ca")
+            with open(f"{cluster.folder}/{node.name}.token", "w", encoding="utf-8") as out:
+                out.write(token + "\n")
+            stack.callback(Passage(node, controller.port).close)
+            node.start_agent(ready=False, extra=(
+                "--", "--ca-address", "127.0.0.1:15012", "--ca-root", f"{cluster.folder}/roots.pem", "--ca-server-name",
+                "nodemesh-controller.mesh.svc", "--ca-token-file", f"{cluster.folder}/{node.name}.token"))
+        for node in lab.nodes:
+            node.wait_ready()
+        wait_for(lambda: controller.metric("nodemesh_ca_issued_total") >= 2, 20,
+                 lambda: f"certificates issued:\n{controller.output()}\n{lab.logs()}")
+        with lab.capture(lab.node("node1")) as capture:
+            wait_for(lambda: "hello" in client.run(["curl", "-sm5", f"http://{server.ipv4}/page"], check=False).stdout, 20,
+                     lambda: f"traffic:\n{lab.logs()}")
+        capture.report().require_hbone_only()
+        assert "certificate issued" not in lab.controller.output()
+        assert "identity=spiffe://cluster.local/ns/shop/sa/server" in controller.output()
