@@ -1,59 +1,61 @@
-// The certificate authority: one ECDSA P-256 root, made at the first start and kept in a state directory that
-// only its owner may read, and the signing of workload certificates. Knows nothing of who asks: that is
-// Issuer's. Controller's main thread only.
+// The certificate authority: signs workload and server certificates with the signer it was given last, and
+// says what peers are to trust. Knows nothing of who asks (that is Issuer's) nor of where its key is kept (a
+// state directory or a Secret). Controller's main thread only.
 #pragma once
 
-#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
-#include "base/fd.h"
 #include "base/reason.h"
+#include "controller/signer.h"
 #include "tls/openssl.h"
 #include "tls/spiffe.h"
 
 namespace nodemesh::controller {
 
+struct SubjectNames;
+
 class CertificateAuthority {
  public:
   struct Settings {
-    std::string state_dir;
     std::string trust_domain = "cluster.local";
     seconds max_lifetime{24 * 3600};
-    seconds root_lifetime{3650LL * 24 * 3600};
   };
-  // Reads the root, or makes one where the directory is empty. Refuses, in one sentence that names the fix: a
-  // state directory or file that others may read, a second process on it, a key and certificate that do not
-  // fit, an expired root.
-  static Result<std::unique_ptr<CertificateAuthority>> open(const Clock& clock, Settings settings);
+  // `clock` outlives the authority, which refuses to sign until use().
+  CertificateAuthority(const Clock& clock, Settings settings)
+      : clock_(clock), settings_(std::move(settings)) {}
+
+  // From now on. `trust_bundle_pem` holds at least the signer's root.
+  void use(std::shared_ptr<const Signer> signer, std::string trust_bundle_pem);
+  bool ready() const { return signer_ != nullptr && clock_.wall() < signer_->not_after(); }
 
   struct Certificate {
-    std::vector<std::string> chain;  // PEM, leaf first, root last
+    std::vector<std::string> chain;  // PEM: leaf, intermediates one by one, then all roots in one element
     std::string serial;
     WallClock::time_point not_after;
   };
-  // Signs `key` for `id`. `lifetime` zero: the maximum; it is clamped to the maximum and to the root's end.
+  // Signs `key` for `id`. `lifetime` zero: the maximum; it is clamped to the maximum and to the signer's end.
   Result<Certificate> sign(EVP_PKEY* key, const tls::SpiffeId& id, seconds lifetime) const;
+  // For a server of these DNS names, with the longest lifetime.
+  Result<Certificate> sign_server(EVP_PKEY* key, const std::vector<std::string>& dns_names) const;
 
-  const std::string& root_pem() const { return root_pem_; }
+  const std::string& trust_bundle_pem() const { return trust_bundle_pem_; }
   const std::string& trust_domain() const { return settings_.trust_domain; }
-  WallClock::time_point root_not_after() const { return root_not_after_; }
+  // Null before use().
+  const std::shared_ptr<const Signer>& signer() const { return signer_; }
 
  private:
-  CertificateAuthority(const Clock& clock, Settings settings)
-      : clock_(clock), settings_(std::move(settings)) {}
-  Result<> make_root();
-  Result<> adopt_root(std::string_view pem);
-
+  Result<Certificate> issue(EVP_PKEY* key, const SubjectNames& names, const char* usages,
+                            seconds lifetime) const;
   const Clock& clock_;
-  Settings settings_;
-  Fd directory_;  // holds the lock
-  tls::PkeyPtr key_;
-  tls::X509Ptr root_;
-  std::string root_pem_;
-  WallClock::time_point root_not_before_, root_not_after_;
+  const Settings settings_;
+  std::shared_ptr<const Signer> signer_;
+  std::string trust_bundle_pem_;
 };
+
+// A sentence for --trust-domain where it is no trust domain (SPIFFE-ID 2.1).
+Result<> check_trust_domain(const std::string& trust_domain);
 
 }  // namespace nodemesh::controller

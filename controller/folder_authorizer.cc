@@ -12,9 +12,13 @@ void FolderAuthorizer::update(const kube::Store& store) {
   }
 }
 
-Result<> FolderAuthorizer::authorize(const Caller&, const tls::SpiffeId& id) const {
-  if (accounts_.contains({id.ns, id.service_account})) return {};
-  return fail("no unfinished Pod in the folder has service account " + id.ns + "/" + id.service_account);
+void FolderAuthorizer::authorize(const Caller&, const std::optional<tls::SpiffeId>& asked, Done done) {
+  if (!asked)
+    return done(refused(Refusal::identity_invalid,
+                        "ImpersonatedIdentity is missing; a folder's authority knows no callers"));
+  if (accounts_.contains({asked->ns, asked->service_account})) return done(*asked);
+  done(refused(Refusal::no_pod_on_node, "no unfinished Pod in the folder has service account " + asked->ns +
+                                            "/" + asked->service_account));
 }
 
 }  // namespace nodemesh::controller

@@ -16,7 +16,7 @@ class FolderAuthorizer final : public Authorizer {
  public:
   // Reads the Pods in force; call after each change of the store.
   void update(const kube::Store& store);
-  Result<> authorize(const Caller& caller, const tls::SpiffeId& id) const override;
+  void authorize(const Caller& caller, const std::optional<tls::SpiffeId>& asked, Done done) override;
   size_t size() const { return accounts_.size(); }
 
  private:

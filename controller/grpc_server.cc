@@ -2,12 +2,13 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/server_posix.h>
-#include <sys/socket.h>
 
 #include <chrono>
+#include <map>
+#include <string_view>
 
-#include "base/log.h"
-#include "controller/unix_listener.h"
+#include <fmt/format.h>
+
 #include "istio/v1/auth/ca.grpc.pb.h"
 
 namespace nodemesh::controller {
@@ -18,18 +19,23 @@ using istio::v1::auth::IstioCertificateResponse;
 using istio::v1::auth::IstioCertificateService;
 
 constexpr int kMaxMessage = 64 * 1024;
+constexpr int kMaxHeaders = 32 * 1024;  // a token of 16 KiB, and the rest
+constexpr size_t kMaxCalls = 1024;      // under way
+constexpr size_t kMaxCallsOfPeer = 32;  // an agent has 8
 
-grpc::Status status_of(Issuer::Refusal refusal) {
+grpc::Status status_of(Refusal refusal) {
   switch (refusal) {
-    // Istio's words. Which check failed is for our log only.
-    case Issuer::Refusal::unauthenticated:
-      return {grpc::StatusCode::UNAUTHENTICATED, "request authenticate failure"};
-    case Issuer::Refusal::invalid_request:
+    case Refusal::request_invalid:
       return {grpc::StatusCode::INVALID_ARGUMENT, "CSR signing error"};
-    case Issuer::Refusal::internal:
-      break;
+    case Refusal::internal:
+      return {grpc::StatusCode::INTERNAL, "CSR signing error"};
+    case Refusal::api_unavailable:
+    case Refusal::overloaded:
+      return {grpc::StatusCode::UNAVAILABLE, "try again later"};
+    default:
+      // Istio's words. Which check failed is for our log only.
+      return {grpc::StatusCode::UNAUTHENTICATED, "request authenticate failure"};
   }
-  return {grpc::StatusCode::INTERNAL, "CSR signing error"};
 }
 
 std::string bearer_token(const grpc::CallbackServerContext& context) {
@@ -40,96 +46,142 @@ std::string bearer_token(const grpc::CallbackServerContext& context) {
   return value.starts_with(kBearer) ? std::string(value.substr(kBearer.size())) : std::string();
 }
 
-class Service final : public IstioCertificateService::CallbackService {
+// The calls that gRPC has handed over and that nobody has answered yet. Main thread.
+class Calls {
  public:
-  Service(io::Mailbox& main, const Issuer& issuer) : main_(main), issuer_(issuer) {}
+  explicit Calls(Issuer& issuer) : issuer_(issuer) {}
 
-  grpc::ServerUnaryReactor* CreateCertificate(grpc::CallbackServerContext* context,
-                                              const IstioCertificateRequest* in,
-                                              IstioCertificateResponse* out) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    Issuer::Request request{
-        .csr = in->csr(), .lifetime_seconds = in->validity_duration(), .impersonated_identity = {}};
-    const auto& fields = in->metadata().fields();
-    if (auto found = fields.find("ImpersonatedIdentity"); found != fields.end()) {
-      request.impersonated_identity = found->second.string_value();
+  void begin(grpc::ServerUnaryReactor* reactor, IstioCertificateResponse* out, Caller caller,
+             Issuer::Request request) {
+    size_t& of_peer = peers_[caller.peer];
+    if (stopped_ || calls_.size() >= kMaxCalls || of_peer >= kMaxCallsOfPeer) {
+      if (of_peer == 0) peers_.erase(caller.peer);
+      return reactor->Finish(status_of(Refusal::overloaded));
     }
-    main_.post([this, reactor, out, caller = Caller{bearer_token(*context)}, request = std::move(request)] {
-      auto chain = issuer_.issue(caller, request);
-      if (!chain) return reactor->Finish(status_of(chain.error()));
-      for (std::string& pem : *chain) out->add_cert_chain(std::move(pem));
-      reactor->Finish(grpc::Status::OK);
-    });
-    return reactor;
+    ++of_peer;
+    uint64_t id = next_id_++;
+    calls_.emplace(id, Call{reactor, out, caller.peer});
+    issuer_.issue(std::move(caller), std::move(request),
+                  [this, id](auto chain) { end(id, std::move(chain)); });
+  }
+
+  void stop() {
+    stopped_ = true;
+    while (!calls_.empty()) end(calls_.begin()->first, std::unexpected(Refusal::overloaded));
   }
 
  private:
-  io::Mailbox& main_;
-  const Issuer& issuer_;
+  struct Call {
+    grpc::ServerUnaryReactor* reactor;
+    IstioCertificateResponse* out;
+    std::string peer;
+  };
+
+  void end(uint64_t id, std::expected<std::vector<std::string>, Refusal> chain) {
+    auto found = calls_.find(id);
+    if (found == calls_.end()) return;
+    Call call = std::move(found->second);
+    calls_.erase(found);
+    if (--peers_[call.peer] == 0) peers_.erase(call.peer);
+    if (!chain) return call.reactor->Finish(status_of(chain.error()));
+    for (std::string& pem : *chain) call.out->add_cert_chain(std::move(pem));
+    call.reactor->Finish(grpc::Status::OK);
+  }
+
+  Issuer& issuer_;
+  uint64_t next_id_ = 1;
+  std::map<uint64_t, Call> calls_;
+  std::map<std::string, size_t> peers_;  // calls of each
+  bool stopped_ = false;
 };
 
-class Listening final : public GrpcServer, private io::EventHandler {
+class Serving final : public GrpcServer {
  public:
-  Listening(io::Reactor& reactor, const Issuer& issuer, Settings settings)
-      : reactor_(reactor), settings_(std::move(settings)), main_(reactor), service_(main_, issuer) {}
+  Serving(io::Reactor& reactor, Issuer& issuer)
+      : calls_(issuer), service_(*this), main_(reactor), reactor_(reactor) {}
 
-  ~Listening() override {
-    if (socket_) {
-      reactor_.remove(socket_.get(), *this);
-      ::unlink(settings_.socket_path.c_str());
-    }
+  ~Serving() override {
     if (!server_) return;
-    // Calls wait for this very thread: turn the reactor until gRPC has let go of them.
+    calls_.stop();
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
-    reactor_.run_once(milliseconds(0));
+    reactor_.run_once(milliseconds(0));  // calls that came meanwhile, which are refused now
     server_->Wait();
   }
 
   Result<> start() {
-    auto socket = listen_unix(settings_.socket_path, settings_.socket_gid);
-    if (!socket) return std::unexpected(socket.error());
-    socket_ = std::move(*socket);
     grpc::ServerBuilder builder;
     builder.RegisterService(&service_);
     builder.SetMaxReceiveMessageSize(kMaxMessage);
-    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 64);
+    const std::pair<const char*, int> arguments[] = {
+        {GRPC_ARG_MAX_CONCURRENT_STREAMS, 64},
+        {GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaders},
+        // A peer that is gone is noticed; one that says nothing need not be kept.
+        {GRPC_ARG_KEEPALIVE_TIME_MS, 60'000},
+        {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000},
+        {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000},
+        {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+        {GRPC_ARG_MAX_CONNECTION_IDLE_MS, 300'000},
+        // Agents spread over the replicas anew, and meet the certificate of a new root.
+        {GRPC_ARG_MAX_CONNECTION_AGE_MS, 3'600'000},
+        {GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, 30'000}};
+    for (auto [name, value] : arguments) builder.AddChannelArgument(name, value);
     server_ = builder.BuildAndStart();
     if (!server_) return fail("gRPC server did not start");
-    return reactor_.add(socket_.get(), *this);
+    return {};
+  }
+
+  void serve(Fd peer, std::string name) override {
+    names_[fmt::format("fd:{}", peer.get())] = std::move(name);
+    grpc::AddInsecureChannelFromFd(server_.get(), peer.release());
   }
 
  private:
-  void on_events(uint32_t) override {
-    while (true) {
-      Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-      if (!peer && (errno == EINTR || errno == ECONNABORTED)) continue;
-      if (!peer) return;
-      ucred who{};
-      socklen_t size = sizeof who;
-      bool known = ::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) == 0;
-      if (!known || !settings_.allowed_uids.contains(who.uid)) {
-        log::warn(log::Component::controller, "connection refused: uid is not allowed",
-                  {{"uid", who.uid}, {"pid", who.pid}});
-        continue;
+  class Service final : public IstioCertificateService::CallbackService {
+   public:
+    explicit Service(Serving& owner) : owner_(owner) {}
+    grpc::ServerUnaryReactor* CreateCertificate(grpc::CallbackServerContext* context,
+                                                const IstioCertificateRequest* in,
+                                                IstioCertificateResponse* out) override {
+      grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+      Issuer::Request request{
+          .csr = in->csr(), .lifetime_seconds = in->validity_duration(), .impersonated_identity = {}};
+      const auto& fields = in->metadata().fields();
+      if (auto found = fields.find("ImpersonatedIdentity"); found != fields.end()) {
+        request.impersonated_identity = found->second.string_value();
+        // Present but no string: not the same as absent, which means "my own".
+        if (request.impersonated_identity.empty()) request.impersonated_identity = "(empty)";
       }
-      log::debug(log::Component::controller, "connection", {{"uid", who.uid}, {"pid", who.pid}});
-      grpc::AddInsecureChannelFromFd(server_.get(), peer.release());
+      owner_.main_.post([&owner = owner_, reactor, out,
+                         caller = Caller{bearer_token(*context), context->peer()},
+                         request = std::move(request)]() mutable {
+        caller.peer = owner.name_of(caller.peer);
+        owner.calls_.begin(reactor, out, std::move(caller), std::move(request));
+      });
+      return reactor;
     }
+
+   private:
+    Serving& owner_;
+  };
+
+  // gRPC names a connection that it was handed by its descriptor.
+  std::string name_of(const std::string& peer) const {
+    auto found = names_.find(peer);
+    return found == names_.end() ? peer : found->second;
   }
 
-  io::Reactor& reactor_;
-  Settings settings_;
-  io::Mailbox main_;
+  Calls calls_;
   Service service_;
-  Fd socket_;
+  io::Mailbox main_;
+  io::Reactor& reactor_;
+  std::map<std::string, std::string> names_;
   std::unique_ptr<grpc::Server> server_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<GrpcServer>> GrpcServer::start(io::Reactor& reactor, const Issuer& issuer,
-                                                      Settings settings) {
-  auto out = std::make_unique<Listening>(reactor, issuer, std::move(settings));
+Result<std::unique_ptr<GrpcServer>> GrpcServer::start(io::Reactor& reactor, Issuer& issuer) {
+  auto out = std::make_unique<Serving>(reactor, issuer);
   if (auto started = out->start(); !started) return std::unexpected(started.error());
   return out;
 }

@@ -7,6 +7,10 @@
 #include <cerrno>
 #include <cstring>
 
+#include <fmt/format.h>
+
+#include "base/log.h"
+
 namespace nodemesh::controller {
 
 Result<Fd> listen_unix(const std::string& path, gid_t gid) {
@@ -36,6 +40,40 @@ Result<Fd> listen_unix(const std::string& path, gid_t gid) {
     return fail_errno(path);
   if (::listen(out.get(), 128) != 0) return fail_errno(path);
   return out;
+}
+
+Result<std::unique_ptr<UnixFront>> UnixFront::start(io::Reactor& reactor, Settings settings,
+                                                    Accepted accepted) {
+  std::unique_ptr<UnixFront> out(new UnixFront(reactor, std::move(settings), std::move(accepted)));
+  auto socket = listen_unix(out->settings_.path, out->settings_.gid);
+  if (!socket) return std::unexpected(socket.error());
+  out->socket_ = std::move(*socket);
+  if (auto added = reactor.add(out->socket_.get(), *out); !added) return std::unexpected(added.error());
+  return out;
+}
+
+UnixFront::~UnixFront() {
+  if (!socket_) return;
+  reactor_.remove(socket_.get(), *this);
+  ::unlink(settings_.path.c_str());
+}
+
+void UnixFront::on_events(uint32_t) {
+  while (true) {
+    Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!peer && (errno == EINTR || errno == ECONNABORTED)) continue;
+    if (!peer) return;
+    ucred who{};
+    socklen_t size = sizeof who;
+    bool known = ::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) == 0;
+    if (!known || !settings_.allowed_uids.contains(who.uid)) {
+      log::warn(log::Component::controller, "connection refused: uid is not allowed",
+                {{"uid", who.uid}, {"pid", who.pid}});
+      continue;
+    }
+    log::debug(log::Component::controller, "connection", {{"uid", who.uid}, {"pid", who.pid}});
+    accepted_(std::move(peer), fmt::format("uid {} pid {}", who.uid, who.pid));
+  }
 }
 
 }  // namespace nodemesh::controller

@@ -118,6 +118,8 @@ void Routes::handle(Surface surface, const Request& request, Respond respond) {
     return respond({200, "text/plain; version=0.0.4; charset=utf-8", sources_.metrics()});
   }
   if (surface != Surface::metrics && path == "/healthz/ready") return respond(ready());
+  if (surface == Surface::process && path == "/readyz") return respond(ready());
+  if (surface == Surface::process && path == "/healthz") return respond({.body = "ok\n"});
   if (!everything) return respond(not_found(path));
   if (path == "/") return respond(index());
   if (path == "/version") return respond(version());

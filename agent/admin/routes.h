@@ -14,8 +14,9 @@
 
 namespace nodemesh::admin {
 
-// Which port a request came to decides what it may ask for.
-enum class Surface { metrics, health, admin };
+// Which port a request came to decides what it may ask for. `process`: metrics and health on one port, by the
+// paths that Kubernetes' own components have (/healthz, /readyz).
+enum class Surface { metrics, health, admin, process };
 
 struct Response {
   int status = 200;

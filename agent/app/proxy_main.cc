@@ -13,6 +13,7 @@
 #include <CLI/CLI.hpp>
 
 #include "admin/server.h"
+#include "app/ca_options.h"
 #include "app/proxy_sources.h"
 #include "app/sandbox.h"
 #include "app/supervisor.h"
@@ -27,7 +28,7 @@ constexpr auto kDrainLimit = seconds(30);
 
 struct ProxyConfig {
   proxy::ControlOptions control;
-  std::string ca = "unix:/run/nodemesh/ca/ca.sock";
+  CaOptions ca;
   std::string cert_lifetime = "24h";
   std::string log_format = "text";
   uint16_t metrics_port = 15020, ready_port = 15021, admin_port = 15000;
@@ -62,6 +63,23 @@ std::optional<seconds> parse_lifetime(std::string_view text) {
   }
 }
 
+void add_ca_options(CLI::App& app, CaOptions& ca) {
+  app.add_option("--ca", ca.socket, "the certificate authority's socket")
+      ->capture_default_str()
+      ->type_name("unix:PATH");
+  app.add_option("--ca-address", ca.address,
+                 "instead of --ca: an authority that speaks Istio's protocol over TLS")
+      ->type_name("HOST:PORT");
+  app.add_option("--ca-root", ca.root_file, "roots that vouch for --ca-address; may change at any time")
+      ->type_name("FILE");
+  app.add_option("--ca-server-name", ca.server_name,
+                 "name in its certificate; default: the host of --ca-address");
+  app.add_option("--ca-token-file", ca.token_file,
+                 "our token for it (audience istio-ca); may change at any time")
+      ->type_name("FILE");
+  app.add_option("--ca-cluster-id", ca.cluster_id, "sent to it as `clusterid`");
+}
+
 void add_options(CLI::App& app, ProxyConfig& config) {
   auto& source = config.control.source;
   app.add_option("--config", source.folder, "folder of manifests")->type_name("DIR");
@@ -76,9 +94,7 @@ void add_options(CLI::App& app, ProxyConfig& config) {
   app.add_option("--workers", config.control.workers, "worker threads")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  app.add_option("--ca", config.ca, "the certificate authority's socket")
-      ->capture_default_str()
-      ->type_name("unix:PATH");
+  add_ca_options(app, config.ca);
   app.add_option("--trust-domain", config.control.trust_domain, "unless MeshConfig names one")
       ->capture_default_str();
   app.add_option("--cert-lifetime", config.cert_lifetime, "asked of the authority, e.g. 24h or 30s")
@@ -231,9 +247,10 @@ int main(int argc, char** argv) {
   if (!lifetime)
     return cannot_start("--cert-lifetime " + config.cert_lifetime +
                         " is not a duration: write 24h, 90m or 30s");
-  if (!config.ca.starts_with("unix:/")) return cannot_start("--ca " + config.ca + " must be unix:/path");
+  auto ca = ca_settings(config.ca);
+  if (!ca) return cannot_start(ca.error().message);
   config.control.certificate_lifetime = *lifetime;
-  config.control.ca_socket = config.ca.substr(5);
+  config.control.ca = std::move(*ca);
   config.control.hbone_times.ping_interval = std::chrono::milliseconds(config.ping_interval_ms);
   config.control.hbone_times.ping_timeout = std::chrono::milliseconds(config.ping_timeout_ms);
   config.control.hbone_times.idle = std::chrono::milliseconds(config.tunnel_idle_ms);

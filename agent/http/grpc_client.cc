@@ -1,16 +1,15 @@
 #include "http/grpc_client.h"
 
 #include <nghttp2/nghttp2.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <list>
 
 #include <fmt/format.h>
+
+#include "base/addr.h"
 
 namespace nodemesh::http {
 namespace {
@@ -78,9 +77,13 @@ std::string decode_grpc_text(std::string_view text) {
   return out;
 }
 
-class GrpcClient::Connection final : public io::EventHandler {
+class GrpcClient::Connection final : public ClientSocketOwner {
  public:
-  Connection(io::Reactor& reactor, Target target) : reactor_(reactor), target_(std::move(target)) {}
+  Connection(io::Reactor& reactor, Target target)
+      : reactor_(reactor),
+        authority_(authority_of(target)),
+        secure_(target.tls.has_value()),
+        socket_(reactor, std::move(target), *this) {}
   ~Connection() {
     *alive_ = false;
     close_socket();
@@ -91,6 +94,7 @@ class GrpcClient::Connection final : public io::EventHandler {
 
   void call(Call call, Done done) {
     auto pending = std::make_unique<Pending>(*this, std::move(call), std::move(done));
+    pending->begun = reactor_.now();
     pending->deadline.arm(reactor_, pending->call.timeout);
     calls_.push_back(std::move(pending));
     kick_.schedule(reactor_);
@@ -104,6 +108,7 @@ class GrpcClient::Connection final : public io::EventHandler {
     Call call;
     Done done;
     io::Timer deadline;
+    Monotonic::time_point begun;
     std::string body;  // out: the framed request
     size_t sent = 0;
     int32_t stream = 0;
@@ -113,39 +118,22 @@ class GrpcClient::Connection final : public io::EventHandler {
     GrpcReply result;
   };
 
+  // RFC 9113 8.3.1: the host and port, as a client of a browser's kind would name it.
+  static std::string authority_of(const Target& target) {
+    if (!target.unix_path.empty()) return "localhost";
+    if (!target.tls || Addr::parse(target.tls->server_name)) return target.name();
+    return fmt::format("{}:{}", target.tls->server_name, target.port);
+  }
+
   // Dials, or puts waiting calls on the connection. Runs at the end of a turn, so never inside call().
   void kick() {
-    if (!socket_) return dial();
+    if (socket_.idle()) return socket_.dial();
     if (session_ == nullptr) return;  // still connecting
     if (nghttp2_session_check_request_allowed(session_) == 0) return lose("the server is going away");
     for (auto& pending : calls_) {
       if (pending->stream == 0) submit(*pending);
     }
     flush();
-  }
-
-  void dial() {
-    sockaddr_storage native{};
-    socklen_t size = 0;
-    int family = AF_UNIX;
-    if (target_.address) {
-      family = target_.address->ip.is_v4() ? AF_INET : AF_INET6;
-      size = target_.address->to_native(native, family);
-    } else {
-      auto& path = reinterpret_cast<sockaddr_un&>(native);
-      if (target_.unix_path.size() >= sizeof path.sun_path)
-        return lose("the socket path is longer than 107 bytes");
-      path.sun_family = AF_UNIX;
-      std::memcpy(path.sun_path, target_.unix_path.data(), target_.unix_path.size());
-      size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + target_.unix_path.size() + 1);
-    }
-    socket_.reset(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (!socket_) return lose(std::string("socket: ") + std::strerror(errno));
-    int connected = ::connect(socket_.get(), reinterpret_cast<sockaddr*>(&native), size);
-    if (connected != 0 && errno != EINPROGRESS) return lose(std::string("connect: ") + std::strerror(errno));
-    if (auto added = reactor_.add(socket_.get(), *this); !added) return lose(added.error().message);
-    registered_ = true;
-    if (connected == 0) start_session();
   }
 
   void start_session() {
@@ -165,8 +153,8 @@ class GrpcClient::Connection final : public io::EventHandler {
   void submit(Pending& pending) {
     pending.body = frame_message(pending.call.message);
     std::vector<nghttp2_nv> fields = {
-        field(":method", "POST"),          field(":scheme", "http"),
-        field(":path", pending.call.path), field(":authority", target_.authority),
+        field(":method", "POST"),          field(":scheme", secure_ ? "https" : "http"),
+        field(":path", pending.call.path), field(":authority", authority_),
         field("te", "trailers"),           field("content-type", "application/grpc")};
     std::string timeout =
         fmt::format("{}m", std::clamp<int64_t>(pending.call.timeout.count(), 1, 99'999'999));
@@ -181,59 +169,46 @@ class GrpcClient::Connection final : public io::EventHandler {
     }
   }
 
-  void on_events(uint32_t) override {
+  void on_open() override {
     auto alive = alive_;
-    if (session_ == nullptr) {
-      int error = 0;
-      socklen_t size = sizeof error;
-      ::getsockopt(socket_.get(), SOL_SOCKET, SO_ERROR, &error, &size);
-      if (error != 0) return lose(std::string("connect: ") + std::strerror(error));
-      sockaddr_storage peer{};
-      socklen_t peer_size = sizeof peer;
-      if (::getpeername(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0)
-        return;  // not yet
-      start_session();
-      if (!*alive || session_ == nullptr) return;
-    }
-    if (!read_all()) return;
-    flush();
+    start_session();
+    if (*alive && session_ != nullptr) on_ready();
+  }
+  void on_lost(std::string why) override { lose(std::move(why)); }
+  void on_ready() override {
+    if (read_all()) flush();
   }
 
   // False when the connection or this object is gone.
   bool read_all() {
-    uint8_t chunk[16 * 1024];
     while (true) {
-      ssize_t got = ::recv(socket_.get(), chunk, sizeof chunk, 0);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return true;
-      if (got <= 0) {
-        lose(got == 0 ? "the server closed the connection" : std::string("recv: ") + std::strerror(errno));
+      auto got = socket_.read();
+      if (!got.bytes.empty()) {
+        last_heard_ = reactor_.now();
+        ssize_t used = nghttp2_session_mem_recv(session_, got.bytes.data(), got.bytes.size());
+        if (used != static_cast<ssize_t>(got.bytes.size())) {
+          lose(std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(used)));
+          return false;
+        }
+      }
+      if (got.ended) {
+        lose(got.error.empty() ? "the server closed the connection" : got.error);
         return false;
       }
-      ssize_t used = nghttp2_session_mem_recv(session_, chunk, static_cast<size_t>(got));
-      if (used != got) {
-        lose(std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(used)));
-        return false;
-      }
+      if (got.drained) return true;
     }
   }
 
   void flush() {
-    while (true) {
-      if (unsent_.empty()) {
-        const uint8_t* data = nullptr;
-        ssize_t size = nghttp2_session_mem_send(session_, &data);
-        if (size < 0) return lose(std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(size)));
-        if (size == 0) break;
-        unsent_.assign(reinterpret_cast<const char*>(data), static_cast<size_t>(size));
-      }
-      ssize_t sent = ::send(socket_.get(), unsent_.data(), unsent_.size(), MSG_NOSIGNAL);
-      if (sent < 0 && errno == EINTR) continue;
-      if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
-      if (sent < 0) return lose(std::string("send: ") + std::strerror(errno));
-      unsent_.erase(0, static_cast<size_t>(sent));
+    while (!socket_.blocked()) {
+      const uint8_t* data = nullptr;
+      ssize_t size = nghttp2_session_mem_send(session_, &data);
+      if (size < 0) return lose(std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(size)));
+      if (size == 0) break;
+      if (!socket_.write({reinterpret_cast<const char*>(data), static_cast<size_t>(size)}))
+        return lose("the connection broke while sending");
     }
-    if (unsent_.empty() && nghttp2_session_want_read(session_) == 0 &&
+    if (!socket_.blocked() && nghttp2_session_want_read(session_) == 0 &&
         nghttp2_session_want_write(session_) == 0) {
       return lose("the server is going away");
     }
@@ -244,6 +219,7 @@ class GrpcClient::Connection final : public io::EventHandler {
     GrpcReply late{
         GrpcCode::deadline_exceeded, fmt::format("no answer within {} ms", pending.call.timeout.count()), {}};
     complete(pending, std::move(late));
+    if (!socket_.idle() && last_heard_ <= pending.begun) return lose("no word from the server");
     if (session_ != nullptr && pending.stream > 0) {
       nghttp2_session_set_stream_user_data(session_, pending.stream, nullptr);
       nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, pending.stream, NGHTTP2_CANCEL);
@@ -280,17 +256,12 @@ class GrpcClient::Connection final : public io::EventHandler {
   }
 
   void close_socket() {
-    if (registered_) reactor_.remove(socket_.get(), *this, true);
-    registered_ = false;
-    socket_.reset();
+    socket_.close();
     nghttp2_session_del(session_);
     session_ = nullptr;
-    unsent_.clear();
   }
 
-  std::string name() const {
-    return target_.address ? target_.address->to_string() : "unix:" + target_.unix_path;
-  }
+  std::string name() const { return socket_.target().name(); }
 
   // What a closed stream amounts to.
   static GrpcReply judge(const Pending& pending, uint32_t error) {
@@ -366,11 +337,11 @@ class GrpcClient::Connection final : public io::EventHandler {
   }
 
   io::Reactor& reactor_;
-  Target target_;
-  Fd socket_;
-  bool registered_ = false;
+  const std::string authority_;
+  const bool secure_;
+  ClientSocket socket_;
   nghttp2_session* session_ = nullptr;
-  std::string unsent_;
+  Monotonic::time_point last_heard_{};
   std::list<std::unique_ptr<Pending>> calls_;
   io::Deferred kick_{[this] { kick(); }};
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -1,20 +1,20 @@
-// Unary gRPC calls over one plaintext HTTP/2 connection to a unix socket or TCP address, on a reactor (the
-// control thread's). Dials when the first call needs it, again after a loss; calls that were on a lost
-// connection fail, the caller decides about retries. Replies are hostile input: bounded to 1 MiB and 64 KiB
-// of headers and trailers.
+// Unary gRPC calls over one HTTP/2 connection, plain or over TLS (client_socket.h), on a reactor (the control
+// thread's). Dials when the first call needs it, again after a loss; calls that were on a lost connection
+// fail, the caller decides about retries. A call that ends at its deadline without a byte from the server
+// takes the connection with it: the peer may be gone without a word. Replies are hostile input: bounded to 1
+// MiB and 64 KiB of headers and trailers.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "base/addr.h"
 #include "base/reason.h"
+#include "http/client_socket.h"
 #include "io/reactor.h"
 
 namespace nodemesh::http {
@@ -48,11 +48,7 @@ std::string decode_grpc_text(std::string_view text);
 
 class GrpcClient {
  public:
-  struct Target {
-    std::string unix_path;            // this, or
-    std::optional<SockAddr> address;  // that
-    std::string authority = "localhost";
-  };
+  using Target = ClientTarget;
   struct Call {
     std::string path;                                           // "/package.Service/Method"
     std::vector<std::pair<std::string, std::string>> metadata;  // lower-case names

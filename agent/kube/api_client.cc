@@ -7,9 +7,9 @@
 
 #include <fmt/format.h>
 
+#include "io/resolver.h"
 #include "kube/api_connection.h"
 #include "kube/json.h"
-#include "kube/resolver.h"
 
 namespace nodemesh::kube {
 namespace {
@@ -306,7 +306,7 @@ class ApiClient::Engine final : private ApiConnection::Owner, private ApiExchang
   const ApiTimes times_;
   TokenCache token_;
   io::Buffers buffers_;
-  Resolver resolver_;
+  io::Resolver resolver_;
   CallId last_id_ = 0;
   bool resolving_ = false, h1_ = false;
   std::vector<std::unique_ptr<ApiExchange>> old_exchanges_;  // until the end of the turn

@@ -47,7 +47,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
       denials_(denials),
       mailbox_(reactor),
       snapshot_(std::make_shared<const model::Snapshot>(model::SnapshotContent{})),
-      ca_(reactor, {.target = {.unix_path = options_.ca_socket}}),
+      ca_(reactor, options_.ca),
       credentials_(
           reactor, clock, ca_, store_settings(options_),
           [this](const std::string& uri, std::shared_ptr<const tls::Credential> credential) {
@@ -84,22 +84,14 @@ Result<> Control::start() {
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
-<<<<<<< HEAD
-  if (auto started = folder_.start(); !started) return started;
-  for (auto& worker : workers_) worker->start();
-  renew_ticket_keys();
-  reconfigure();
-=======
-  if (auto keys = tls::TicketKeys::random(); keys) ticket_keys_ = *keys;
   auto source =
       kube::make_source(reactor_, clock_, options_.source, translate::kinds(), {.node = options_.node});
   if (!source) return std::unexpected(std::move(source.error()));
   source_ = std::move(*source);
   if (auto started = source_->start([this] { reconfigure(); }); !started) return started;
   for (auto& worker : workers_) worker->start();
-  publish_ticket_keys();
+  renew_ticket_keys();
   if (source_->synced()) reconfigure();
->>>>>>> s2-k
   ticker_.arm(reactor_, kTick);
   return {};
 }

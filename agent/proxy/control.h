@@ -15,13 +15,8 @@
 #include "identity/store.h"
 #include "io/mailbox.h"
 #include "io/reactor.h"
-<<<<<<< HEAD
-#include "kube/folder.h"
-#include "kube/store.h"
-#include "proxy/socket_orders.h"
-=======
 #include "kube/cluster.h"
->>>>>>> s2-k
+#include "proxy/socket_orders.h"
 #include "proxy/worker.h"
 #include "telemetry/access_log.h"
 #include "telemetry/denials.h"
@@ -35,7 +30,7 @@ struct ControlOptions {
   kube::SourceChoice source;
   std::string node;
   std::string run_dir;
-  std::string ca_socket;  // unix path of the certificate authority
+  identity::CaClient::Settings ca;  // the certificate authority
   std::string trust_domain = "cluster.local";
   size_t workers = 2;
   uid_t warden_uid = 0;

@@ -150,9 +150,9 @@ void Worker::add_pod(const warden::Pod& announced, std::vector<Fd> listeners,
   pod.info = announced;
   cookies_[announced.uid] = announced.cookie;
   refresh_pod(pod);
+  if (!listener_ports.empty()) pod.listener_ports = std::move(listener_ports);
   if (listeners.empty()) return;
   pod.listeners.clear();
-  pod.listener_ports = std::move(listener_ports);
   for (size_t kind = 0; kind < listeners.size(); ++kind) {
     pod.listeners.push_back(
         std::make_unique<Listener>(*this, pod, static_cast<nm_listener>(kind), std::move(listeners[kind])));

@@ -137,12 +137,8 @@ class Worker {
   void forget_left_pods();
 
   io::Mailbox mailbox_;
-<<<<<<< HEAD
-  std::unordered_map<uint64_t, std::unique_ptr<PodState>> pods_;
-  std::unordered_map<std::string, uint64_t> cookies_;  // of `pods_`, by uid; where two share one, the newer
-=======
   Pods pods_;
->>>>>>> s2-b
+  std::unordered_map<std::string, uint64_t> cookies_;  // of `pods_`, by uid; where two share one, the newer
   std::unordered_map<std::string, std::shared_ptr<const tls::Credential>> credentials_;
   std::vector<std::unique_ptr<Session>> graves_;
   io::Deferred burial_;

@@ -9,6 +9,7 @@
 #include "controller/ca.h"
 #include "controller/folder_authorizer.h"
 #include "controller/issuer.h"
+#include "controller/state_root.h"
 #include "controller/unix_listener.h"
 #include "identity/csr.h"
 #include "kube/objects.h"
@@ -37,10 +38,19 @@ struct At final : Clock {
 struct Fixture {
   TempDir dir;
   At clock;
-  CertificateAuthority::Settings settings{.state_dir = dir.path + "/state"};
+  StateRoot::Settings settings{.state_dir = dir.path + "/state"};
+  seconds max_lifetime{24 * 3600};
   std::string open_error() {
-    auto ca = CertificateAuthority::open(clock, settings);
-    return ca ? "" : ca.error().message;
+    auto root = StateRoot::open(settings, clock.wall());
+    return root ? "" : root.error().message;
+  }
+  // The authority of the state directory's root.
+  CertificateAuthority authority() {
+    auto root = StateRoot::open(settings, clock.wall());
+    REQUIRE_MESSAGE(root, (root ? "" : root.error().message));
+    CertificateAuthority out(clock, {.max_lifetime = max_lifetime});
+    out.use(root->signer, root->signer->roots_pem());
+    return out;
   }
 };
 
@@ -53,8 +63,10 @@ mode_t mode(const std::string& path) {
 const tls::SpiffeId kWeb{"cluster.local", "default", "web"};
 
 struct Everyone final : Authorizer {
-  Result<> authorize(const Caller&, const tls::SpiffeId& id) const override {
-    return id.service_account == "nobody" ? Result<>(fail("not that one")) : Result<>();
+  void authorize(const Caller&, const std::optional<tls::SpiffeId>& asked, Done done) override {
+    if (!asked) return done(refused(Refusal::no_token, "who are you"));
+    if (asked->service_account == "nobody") return done(refused(Refusal::no_pod_on_node, "not that one"));
+    done(*asked);
   }
 };
 
@@ -63,21 +75,19 @@ struct Everyone final : Authorizer {
 TEST_CASE_FIXTURE(Fixture, "the root is made once, kept private, and the same after a restart") {
   std::string first;
   {
-    auto ca = CertificateAuthority::open(clock, settings);
-    REQUIRE(ca);
-    first = (*ca)->root_pem();
-    CHECK((*ca)->root_not_after() > clock.time + std::chrono::hours(24 * 3649));
+    auto root = StateRoot::open(settings, clock.wall());
+    REQUIRE(root);
+    first = root->signer->roots_pem();
+    CHECK(root->signer->not_after() > clock.time + std::chrono::hours(24 * 3649));
     CHECK(open_error().find("in use by another") != std::string::npos);
   }
   CHECK(mode(settings.state_dir) == 0700);
   CHECK(mode(settings.state_dir + "/ca.pem") == 0600);
-  auto again = CertificateAuthority::open(clock, settings);
-  REQUIRE(again);
-  CHECK((*again)->root_pem() == first);
+  CHECK(authority().trust_bundle_pem() == first);
 }
 
 TEST_CASE_FIXTURE(Fixture, "a state directory or key that others can read is refused with the fix") {
-  REQUIRE(CertificateAuthority::open(clock, settings));
+  REQUIRE(open_error().empty());
   ::chmod(settings.state_dir.c_str(), 0750);
   CHECK(open_error().find("chmod 700") != std::string::npos);
   ::chmod(settings.state_dir.c_str(), 0700);
@@ -88,7 +98,7 @@ TEST_CASE_FIXTURE(Fixture, "a state directory or key that others can read is ref
 }
 
 TEST_CASE_FIXTURE(Fixture, "a damaged, foreign or expired root is refused, never replaced") {
-  REQUIRE(CertificateAuthority::open(clock, settings));
+  REQUIRE(open_error().empty());
   std::string file = settings.state_dir + "/ca.pem";
   std::ifstream in(file);
   std::string good((std::istreambuf_iterator<char>(in)), {});
@@ -115,18 +125,17 @@ TEST_CASE_FIXTURE(Fixture, "a state directory whose parent is missing is an erro
 }
 
 TEST_CASE_FIXTURE(Fixture, "a certificate has our SAN, the usages of both roles and a clamped life") {
-  settings.max_lifetime = seconds(3600);
-  auto ca = CertificateAuthority::open(clock, settings);
-  REQUIRE(ca);
+  max_lifetime = seconds(3600);
+  auto ca = authority();
   auto key = tls::make_p256_key();
-  auto issued = (*ca)->sign(key->get(), kWeb, seconds(60));
+  auto issued = ca.sign(key->get(), kWeb, seconds(60));
   REQUIRE(issued);
   REQUIRE(issued->chain.size() == 2);
-  CHECK(issued->chain[1] == (*ca)->root_pem());
+  CHECK(issued->chain[1] == ca.trust_bundle_pem());
   CHECK(issued->not_after == clock.time + seconds(60));
-  CHECK((*ca)->sign(key->get(), kWeb, seconds(0))->not_after == clock.time + seconds(3600));
-  CHECK((*ca)->sign(key->get(), kWeb, std::chrono::hours(999))->not_after == clock.time + seconds(3600));
-  CHECK((*ca)->sign(key->get(), kWeb, seconds(0))->serial != issued->serial);
+  CHECK(ca.sign(key->get(), kWeb, seconds(0))->not_after == clock.time + seconds(3600));
+  CHECK(ca.sign(key->get(), kWeb, std::chrono::hours(999))->not_after == clock.time + seconds(3600));
+  CHECK(ca.sign(key->get(), kWeb, seconds(0))->serial != issued->serial);
 
   auto leaf = std::move(tls::parse_certificates(issued->chain[0])->front());
   CHECK(*tls::to_time(X509_get0_notBefore(leaf.get())) <= clock.time - seconds(119));
@@ -142,23 +151,24 @@ TEST_CASE_FIXTURE(Fixture, "a certificate has our SAN, the usages of both roles 
 
 TEST_CASE_FIXTURE(Fixture, "no certificate outlives the root") {
   settings.root_lifetime = seconds(3600);
-  auto ca = CertificateAuthority::open(clock, settings);
-  REQUIRE(ca);
+  auto ca = authority();
   auto key = tls::make_p256_key();
-  CHECK((*ca)->sign(key->get(), kWeb, std::chrono::hours(24))->not_after == (*ca)->root_not_after());
+  CHECK(ca.sign(key->get(), kWeb, std::chrono::hours(24))->not_after == ca.signer()->not_after());
   clock.time += seconds(3700);
-  CHECK_FALSE((*ca)->sign(key->get(), kWeb, seconds(0)));
+  CHECK_FALSE(ca.sign(key->get(), kWeb, seconds(0)));
 }
 
 TEST_CASE_FIXTURE(Fixture,
                   "the issuer signs for the identity that was authorised, whatever the request says") {
-  auto ca = CertificateAuthority::open(clock, settings);
-  REQUIRE(ca);
+  auto ca = authority();
   Everyone everyone;
-  Issuer issuer(**ca, everyone);
+  Issuer issuer(clock, ca, everyone);
   auto csr = identity::make_csr("spiffe://cluster.local/ns/kube-system/sa/admin");
   auto issue = [&](const std::string& id, const std::string& text, int64_t lifetime = 0) {
-    return issuer.issue({}, {.csr = text, .lifetime_seconds = lifetime, .impersonated_identity = id});
+    std::expected<std::vector<std::string>, Refusal> out = std::unexpected(Refusal::count);
+    issuer.issue({}, {.csr = text, .lifetime_seconds = lifetime, .impersonated_identity = id},
+                 [&](auto chain) { out = std::move(chain); });
+    return out;
   };
   auto chain = issue(kWeb.uri(), csr->csr_pem);
   REQUIRE(chain);
@@ -166,15 +176,17 @@ TEST_CASE_FIXTURE(Fixture,
   REQUIRE(credential);
   CHECK((*credential)->uri() == kWeb.uri());
 
-  using enum Issuer::Refusal;
-  CHECK(issue("", csr->csr_pem).error() == unauthenticated);
-  CHECK(issue("spiffe://other/ns/default/sa/web", csr->csr_pem).error() == unauthenticated);
+  using enum Refusal;
+  CHECK(issue("", csr->csr_pem).error() == no_token);
+  CHECK(issue("spiffe://other/ns/default/sa/web", csr->csr_pem).error() == foreign_trust_domain);
   CHECK(issue("spiffe://cluster.local/ns/default/sa/web,URI:spiffe://x", csr->csr_pem).error() ==
-        unauthenticated);
-  CHECK(issue("spiffe://cluster.local/ns/default/sa/nobody", csr->csr_pem).error() == unauthenticated);
-  CHECK(issue(kWeb.uri(), "garbage").error() == invalid_request);
-  CHECK(issue(kWeb.uri(), csr->csr_pem, -1).error() == invalid_request);
+        identity_invalid);
+  CHECK(issue("spiffe://cluster.local/ns/default/sa/nobody", csr->csr_pem).error() == no_pod_on_node);
+  CHECK(issue(kWeb.uri(), "garbage").error() == request_invalid);
+  CHECK(issue(kWeb.uri(), csr->csr_pem, -1).error() == request_invalid);
   CHECK(issue(kWeb.uri(), csr->csr_pem, INT64_MAX));
+  CHECK(issuer.counters().issued == 2);
+  CHECK(issuer.counters().refused[static_cast<size_t>(request_invalid)] == 2);
 }
 
 TEST_CASE("the folder's authoriser knows service accounts by their unfinished pods") {
@@ -200,7 +212,10 @@ metadata: {name: idle, namespace: default}
   FolderAuthorizer authorizer;
   authorizer.update(store);
   auto allowed = [&](const std::string& ns, const std::string& name) {
-    return authorizer.authorize({}, {"cluster.local", ns, name}).has_value();
+    bool out = false;
+    authorizer.authorize({}, tls::SpiffeId{"cluster.local", ns, name},
+                         [&](const auto& verdict) { out = verdict.has_value(); });
+    return out;
   };
   CHECK(allowed("default", "web"));
   CHECK_FALSE(allowed("default", "job"));

@@ -28,6 +28,7 @@ using telemetry::Path;
 constexpr uint64_t kClientPod = 11, kServerPod = 22;
 inline const SockAddr kClient = *SockAddr::parse("127.0.0.5:40000");
 inline const SockAddr kHbone = *SockAddr::parse("127.0.0.1:15008");
+constexpr uint16_t kListenerPort = 40001;  // of some worker
 
 // Plays the control thread and the warden: sockets come when the test lets them.
 struct FakeControl final : ControlPort {
@@ -106,8 +107,8 @@ struct WorkerWorld {
     worker.stop_and_join();
   }
   void add_pods() {
-    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {});
-    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {});
+    worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {}, {});
+    worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {}, {kListenerPort});
   }
   // `account`: both pods' service account instead of their names.
   void configure(bool denied, model::MeshSettings mesh = {}, const std::string& account = "") {

@@ -235,7 +235,6 @@ TEST_CASE("a pod that is gone is not returned to the next warden") {
   CHECK(f.heard.count<ReturnListeners>() == 0);
 }
 
-<<<<<<< HEAD
 TEST_CASE("a proxy that drains returns no listener and takes none, and still hears of the pods it serves") {
   Fixture f;
   f.start();
@@ -274,10 +273,7 @@ TEST_CASE("a proxy that drains returns no listener and takes none, and still hea
   CHECK(f.heard.count<TakeoverReady>() == 0);
 }
 
-TEST_CASE("sockets and their descriptors arrive together, and a refusal arrives with its reason") {
-=======
 TEST_CASE("sockets and a refusal arrive under the number of their question, in whatever order") {
->>>>>>> s2-b
   Fixture f;
   f.start();
   WardenLink link(f.reactor, f.told, f.path, 1, ::getuid());

@@ -12,12 +12,12 @@
 #include "base/reason.h"
 #include "io/mailbox.h"
 
-namespace nodemesh::kube {
+namespace nodemesh::io {
 
 class Resolver {
  public:
   using Done = std::move_only_function<void(Result<std::vector<SockAddr>>)>;
-  explicit Resolver(io::Reactor& reactor) : mailbox_(reactor) {}
+  explicit Resolver(Reactor& reactor) : mailbox_(reactor) {}
   ~Resolver();
   Resolver(const Resolver&) = delete;
   Resolver& operator=(const Resolver&) = delete;
@@ -27,9 +27,9 @@ class Resolver {
   void resolve(const std::string& host, uint16_t port, Done done);
 
  private:
-  io::Mailbox mailbox_;
+  Mailbox mailbox_;
   std::thread thread_;
   Done done_;
 };
 
-}  // namespace nodemesh::kube
+}  // namespace nodemesh::io

@@ -1,13 +1,14 @@
-#include "kube/resolver.h"
+#include "io/resolver.h"
 
 #include <netdb.h>
 
+#include <cstring>
 #include <memory>
 #include <utility>
 
 #include <fmt/format.h>
 
-namespace nodemesh::kube {
+namespace nodemesh::io {
 namespace {
 
 Result<std::vector<SockAddr>> look_up(const std::string& host, uint16_t port) {
@@ -45,4 +46,4 @@ void Resolver::resolve(const std::string& host, uint16_t port, Done done) {
   });
 }
 
-}  // namespace nodemesh::kube
+}  // namespace nodemesh::io

@@ -1,0 +1,75 @@
+// A Kubernetes API server in memory, behind the controller's seam: objects by path, with resourceVersions and
+// the conflicts that they are for. Answers come when the test says so.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "controller/api.h"
+
+namespace nodemesh::test {
+
+struct FakeApi final : controller::Api {
+  using Json = controller::Json;
+  struct Asked {
+    kube::Verb verb;
+    std::string path, body;
+    Done done;
+  };
+  std::deque<Asked> asked;
+  std::map<std::string, Json> objects;  // by path
+  std::map<std::string, int> broken;    // answers with this status; 0: no answer at all
+  std::vector<std::string> log;         // "GET /path"
+  std::function<Json(const Json&)> review = [](const Json&) { return Json::object(); };
+  int version = 1;
+
+  void call(kube::Verb verb, std::string path, std::string body, Done done) override {
+    log.push_back(std::string(kube::verb_name(verb)) + " " + path);
+    asked.push_back({verb, std::move(path), std::move(body), std::move(done)});
+  }
+  // Answers the oldest question.
+  void answer() {
+    Asked one = std::move(asked.front());
+    asked.pop_front();
+    one.done(reply(one));
+  }
+  void answer_all() {
+    while (!asked.empty()) answer();
+  }
+  size_t count(const std::string& start) const {
+    size_t out = 0;
+    for (const auto& line : log) out += line.starts_with(start);
+    return out;
+  }
+  void put(const std::string& path, Json object) {
+    object["metadata"]["resourceVersion"] = std::to_string(++version);
+    objects[path] = std::move(object);
+  }
+
+ private:
+  controller::ApiReply reply(const Asked& one) {
+    if (auto found = broken.find(one.path); found != broken.end())
+      return {found->second, {}, "broken by the test"};
+    Json body = controller::parse_object(one.body);
+    if (one.path.ends_with("/tokenreviews")) return {201, review(body).dump(), {}};
+    std::string path = one.path;
+    if (one.verb == kube::Verb::post) path += "/" + controller::text_at(body, {"metadata", "name"});
+    auto found = objects.find(path);
+    if (one.verb == kube::Verb::get)
+      return found == objects.end() ? controller::ApiReply{404, {}, "not found"}
+                                    : controller::ApiReply{200, found->second.dump(), {}};
+    if (one.verb == kube::Verb::post && found != objects.end()) return {409, {}, "already exists"};
+    if (one.verb == kube::Verb::put) {
+      if (found == objects.end()) return {404, {}, "not found"};
+      if (controller::text_at(body, {"metadata", "resourceVersion"}) !=
+          controller::text_at(found->second, {"metadata", "resourceVersion"}))
+        return {409, {}, "the object has been modified"};
+    }
+    put(path, std::move(body));
+    return {200, objects[path].dump(), {}};
+  }
+};
+
+}  // namespace nodemesh::test
