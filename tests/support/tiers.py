@@ -206,13 +206,14 @@ def tier_fuzz():
 
 
 def tier_asan():
-    """The unit, golden and namespace tiers once more, on the sanitised build."""
+    """The unit, golden, namespace and wire tiers once more, on the sanitised build."""
     need_root()
     build("fuzz")
     slow = {**SANITISER_OPTIONS, "NODEMESH_TEST_TIME_FACTOR": "4", "NODEMESH_SANITISED": "1"}
+    # A process in the proxy's sandbox cannot look for its leaks (that takes ptrace); the unit tests do.
+    confined = {**slow, "ASAN_OPTIONS": slow["ASAN_OPTIONS"] + ":detect_leaks=0"}
     return (doctest("unit", SANITISED, slow) + doctest("golden", SANITISED, slow)
-            # A process in the proxy's sandbox cannot look for its leaks (that takes ptrace); the unit tests do.
-            + pytest("netns", SANITISED, {**slow, "ASAN_OPTIONS": slow["ASAN_OPTIONS"] + ":detect_leaks=0"}))
+            + pytest("netns", SANITISED, confined) + pytest("wire", SANITISED, confined))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 must leave true."""
 
 import contextlib
+import os
 
 import certificates
 import hbone
@@ -66,7 +67,8 @@ class Wire(Mesh):
             if reasons and logged:
                 wait_for(lambda: self.logged(reasons) > lines, 10, f"{reasons} in the log")
             grown = self.memory_kib() - memory
-            assert grown < memory_kib, f"the proxy grew by {grown} KiB"
+            if not os.environ.get("NODEMESH_SANITISED"):  # that build keeps what was freed
+                assert grown < memory_kib, f"the proxy grew by {grown} KiB"
 
 
 class Client:
