@@ -418,7 +418,7 @@ void ApiConnection::on_goaway() {
   flush_due_.schedule(reactor_);
 }
 
-void ApiConnection::on_ping_ack() {
+void ApiConnection::on_ping_ack(http::H2Ping) {
   pinged_ = false;
   ping_timer_.arm(reactor_, times_.ping_interval);
 }
@@ -426,7 +426,7 @@ void ApiConnection::on_ping_ack() {
 void ApiConnection::ping() {
   if (pinged_) return close("no answer to PING within the time for it");
   pinged_ = true;
-  session_->ping();
+  session_->ping(http::H2Ping::alive);
   ping_timer_.arm(reactor_, times_.ping_timeout);
   flush();
 }
@@ -453,10 +453,6 @@ void ApiConnection::close(std::string why) {
                      !(unheard && exchange->request.verb == Verb::get));
   }
   current_ = nullptr;
-  if (was_open && session_) {
-    session_->terminate(http::H2Error::none);
-    write_h2();
-  }
   // The socket goes now; what else there is goes with this object.
   ::shutdown(fd, SHUT_RDWR);
   owner_.on_closed(*this, was_open, Error{Reason::CONNECT_FAILED, fmt::format("{}: {}", peer_, why)});

@@ -111,7 +111,7 @@ class ApiConnection final : private io::EventHandler, private http::H2SessionOwn
   void on_events(uint32_t events) override;
   void on_request(int32_t, const http::HeaderBlock&, bool) override {}
   void on_goaway() override;
-  void on_ping_ack() override;
+  void on_ping_ack(http::H2Ping) override;
 
   void connected();
   void shake_hands();

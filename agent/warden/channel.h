@@ -64,6 +64,7 @@ class PacketSocket {
   Result<> send(const Message& message, std::span<const int> descriptors = {}) {
     return send_bytes(encode(message, ++sequence_), descriptors);
   }
+  uint32_t last_sequence() const { return sequence_; }  // of the message sent last
   Result<> flush();
   // The next datagram; an empty `bytes` means nothing more now. Errors: end of file, cut data or descriptors.
   Result<Packet> receive();

@@ -93,10 +93,10 @@ struct World {
   FakeWarden warden{reactor, node.path + "/warden.sock"};
   proxy::Control control{reactor,
                          clock,
-                         {.config_dir = node.path + "/config",
+                         {.source = {.folder = node.path + "/config"},
                           .node = "node1",
                           .run_dir = node.path,
-                          .ca_socket = node.path + "/ca.sock",
+                          .ca = {.target = {.unix_path = node.path + "/ca.sock"}},
                           .workers = kWorkers,
                           .warden_uid = ::geteuid()},
                          metrics,
@@ -115,7 +115,7 @@ TEST_CASE("a new process accepts for no pod before it knows all pods of the node
   CHECK(world.control.listeners().empty());
   world.warden.channel->send(warden::SnapshotSent{});
   world.until([&] { return world.warden.has<warden::TakeoverReady>(); });
-  CHECK(world.control.listeners().size() == 2 * NM_LISTENER_COUNT);
+  CHECK(world.control.listeners().size() == 2 * NM_LISTENER_COUNT * kWorkers);
 }
 
 TEST_CASE("a pod that comes later is accepted for at once") {
