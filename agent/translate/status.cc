@@ -74,6 +74,11 @@ void log_new_problems(const std::vector<kube::Status>& before, const std::vector
   for (const auto& [object, problem] : new_problems(before, after)) {
     auto level = problem.severity == kube::Severity::error ? log::Level::error : log::Level::warn;
     if (!log::enabled(log::Component::config, level)) continue;
+    if (problem.file.empty()) {  // of an API server, whose objects have no lines
+      log::write(log::Component::config, level, problem.message,
+                 {{"object", object}, {"field", problem.field}, {"fix", problem.fix}});
+      continue;
+    }
     log::write(log::Component::config, level, problem.message,
                {{"object", object},
                 {"file", problem.file},

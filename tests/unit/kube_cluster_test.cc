@@ -24,6 +24,7 @@ struct ClusterFixture : ApiFixture {
   std::vector<std::string> targets;
   bool has_policies = true, hold_services = false;
   int told = 0;
+  milliseconds settle{100};
   size_t services_told = 0;
   std::unique_ptr<Cluster> cluster;
 
@@ -38,13 +39,14 @@ struct ClusterFixture : ApiFixture {
     targets.push_back(call.target);
     std::string path = call.target.substr(0, call.target.find('?'));
     std::string plural = path.substr(path.rfind('/') + 1);
-    if (plural == "policies" && !has_policies) return call.answer(404, "404 page not found");
+    if (plural == "bad" || (plural == "policies" && !has_policies))
+      return call.answer(404, "404 page not found");
     call.start(200);
     open[plural] = &call;
     if (plural != "services" || !hold_services) call.send(bookmark_json(5, true));
   }
   void start() {
-    ClusterOptions options{.node = "node-1", .root_namespace = "mesh"};
+    ClusterOptions options{.node = "node-1", .root_namespace = "mesh", .settle = settle};
     options.watch_times = {.first_retry = milliseconds(10), .slow_retry = seconds(600), .seed = 1};
     cluster = std::make_unique<Cluster>(reactor, clock, access(), kKinds, options);
     REQUIRE(cluster->start([this] {
@@ -64,10 +66,14 @@ struct ClusterFixture : ApiFixture {
 
 TEST_CASE_FIXTURE(ClusterFixture, "a cluster is told once when everything is read, then change by change") {
   hold_services = true;
+  settle = milliseconds(0);
   start();
   turn_until([&] { return open.contains("services") && open.size() == 6; });
   open["services"]->send(event_json("ADDED", object_json("a", 1)));
   turn_until([&] { return cluster->store().size() == 1; });
+  bool answered = false;  // turns enough for a change to be told, if it were
+  cluster->client().request({.path = "/apis/bad"}, [&](Result<ApiAnswer>) { answered = true; });
+  turn_until([&] { return answered; });
   CHECK_FALSE(cluster->synced());
   CHECK(cluster->troubles().size() == 1);
   CHECK(told == 0);
