@@ -48,7 +48,7 @@ struct Workload {
   Mesh mesh = Mesh::none;
   bool enrolled = false;          // captured by its node's agent
   bool host_network = false;      // shares the node's addresses, so it is never found by address
-  Shared<WorkloadPolicy> policy;  // never null
+  Shared<WorkloadPolicy> policy;  // null: of another node, so that nobody is admitted here
 
   bool operator==(const Workload&) const = default;
 };

@@ -85,10 +85,19 @@ json port_json(const model::ServicePort& port) {
   return out;
 }
 
+json peers_json(const model::PeerRules& peers) {
+  json out = {{"unknown", peers.unknown == model::UnknownPeer::hold ? "hold" : "plaintext"}};
+  put(out, "services", list(peers.services, as_text));
+  put(out, "plainRanges", list(peers.plain_ranges, as_text));
+  put(out, "nodeAddresses", list(peers.node_addresses, as_text));
+  return out;
+}
+
 json mesh_json(const model::MeshSettings& mesh) {
   json out = {{"trustDomain", mesh.trust_domain}, {"rootNamespace", mesh.root_namespace}};
   put(out, "trustDomainAliases", json(mesh.trust_domain_aliases));
   put(out, "clusterCidrs", list(mesh.cluster_cidrs, as_text));
+  if (!mesh.peers.everyone_known) out["peers"] = peers_json(mesh.peers);
   if (mesh.access_log.file.empty()) return out;
   out["accessLog"] = {{"file", mesh.access_log.file}, {"encoding", mesh.access_log.json ? "JSON" : "TEXT"}};
   return out;
@@ -137,8 +146,8 @@ json to_json(const model::Workload& workload) {
               {"version", workload.version},
               {"canonicalName", workload.canonical_name},
               {"canonicalRevision", workload.canonical_revision},
-              {"addresses", list(workload.addresses, as_text)},
-              {"policy", to_json(*workload.policy)}};
+              {"addresses", list(workload.addresses, as_text)}};
+  if (workload.policy) out["policy"] = to_json(*workload.policy);
   put(out, "node", workload.node);
   put(out, "region", workload.region);
   put(out, "zone", workload.zone);
