@@ -115,6 +115,8 @@ class Translator {
     for (const auto* entry : pods_in_order()) {
       auto made = make_workload(store_, *entry, content_.mesh.trust_domain, claims_, reports_);
       if (!made) continue;
+      // There, anybody who may make a Pod may write an annotation; the warden finds the namespace by itself.
+      if (options_.cluster) made->netns.clear();
       Shared<model::Workload> before;
       if (previous_) before = previous_->find_workload(made->ns, made->name);
       made->policy = policies.of(made->ns, made->labels, slices_.ports_of(made->ns + "/" + made->name));
