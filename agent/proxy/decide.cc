@@ -3,13 +3,19 @@
 namespace nodemesh::proxy {
 namespace {
 
-Result<OutboundDecision> transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
-  if (decision.workload == nullptr || decision.workload->mesh == model::Mesh::none) return decision;
-  if (decision.workload->mesh == model::Mesh::unknown) {
-    return fail(Reason::PEER_UNKNOWN,
-                "it is not known whether " + decision.target.to_string() + " is in the mesh");
+// Plaintext is for those of whom it is known that they are outside.
+OutboundDecision transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
+  const auto& workload = decision.workload;
+  switch (workload != nullptr ? workload->mesh : snapshot.mesh_of_stranger(decision.target.ip)) {
+    case model::Mesh::none:
+      decision.transport = Transport::passthrough;
+      break;
+    case model::Mesh::unknown:
+      decision.transport = Transport::unknown;
+      break;
+    case model::Mesh::hbone:
+      decision.transport = workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
   }
-  decision.transport = decision.workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
   return decision;
 }
 

@@ -17,6 +17,7 @@ enum class Transport : uint8_t {
   same_node,    // shortcut: a socket in the server pod's namespace
   hbone,        // mTLS to podIP:15008
   passthrough,  // plain TCP to what is known to be outside the mesh
+  unknown,  // nothing is known of it yet: HBONE to whoever proves to be of `workload`'s namespace, or wait
 };
 
 struct OutboundDecision {
@@ -28,8 +29,7 @@ struct OutboundDecision {
   const model::Endpoint* endpoint = nullptr;  // picked among several; null when there was no choice
 };
 
-// For a client on `snapshot.node()`. `client` is its address, for affinity. Errors: NO_ENDPOINTS,
-// PEER_UNKNOWN.
+// For a client on `snapshot.node()`. `client` is its address, for affinity. Errors: NO_ENDPOINTS.
 Result<OutboundDecision> decide_outbound(const model::Snapshot& snapshot, const Destination& destination,
                                          const Addr& client, upstream::Balancer& balancer);
 

@@ -2,6 +2,8 @@
 // which one, its pod or the worker itself may go while it is in the middle of something.
 #include <doctest/doctest.h>
 
+#include <unistd.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,6 +27,10 @@ namespace {
 constexpr uint64_t kClientPod = 11, kServerPod = 22;
 const SockAddr kClient = *SockAddr::parse("127.0.0.5:40000");
 const SockAddr kHbone = *SockAddr::parse("127.0.0.1:15008");
+
+// Of this process alone, since its port 15008 is used.
+const Addr kElsewhere =
+    Addr::v4(127, 99, static_cast<uint8_t>(::getpid() >> 8), static_cast<uint8_t>(::getpid()));
 
 // Plays the control thread and the warden: sockets come when the test lets them.
 struct FakeControl final : ControlPort {
@@ -104,6 +110,24 @@ struct World {
   void add_pods() {
     worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {});
     worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {});
+  }
+  // A pod of another node of which the snapshot knows so much.
+  void know(model::Mesh mesh, model::UnknownPeer otherwise = model::UnknownPeer::hold) {
+    model::SnapshotContent content{.generation = ++generation, .node = "n1"};
+    content.mesh.peers = {.everyone_known = false, .unknown = otherwise};
+    auto made = *workload("server", kElsewhere, "n2", false);
+    made.uid = "elsewhere";
+    made.mesh = mesh;
+    if (mesh == model::Mesh::unknown) made.service_account.clear();
+    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
+                         workload("server", Addr::v4(127, 0, 0, 1), "n1", false),
+                         std::make_shared<const model::Workload>(std::move(made))};
+    worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
+  }
+  // What that pod's node makes of a connection to its 15008.
+  void serve_tunnel(const Listening& hbone) {
+    InboundTunnel::begin(worker, *worker.find_pod(kServerPod),
+                         {accept(hbone), kServerPod, kClient, hbone.addr});
   }
   void configure(bool denied) {
     model::SnapshotContent content{.generation = ++generation, .node = "n1"};
@@ -404,4 +428,81 @@ TEST_CASE("a tunnel that cannot be made is told to all that wait for it") {
   world.check_reset(second);
   CHECK(world.total(Direction::outbound, Path::hbone, Reason::CONNECT_REFUSED) == 2);
   world.until([&] { return world.worker.pool->size() == 0; });
+}
+
+TEST_CASE("a server of whom nothing is known is not sent plaintext until it is known to be outside") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 50);  // 15008 refuses, which proves nothing
+  pollfd waiting{application.fd.get(), POLLIN, 0};
+  CHECK(::poll(&waiting, 1, 0) == 0);
+  CHECK(world.worker.open_connections() == 1);
+  world.know(model::Mesh::unknown);
+  turns(world.worker.reactor, 10);
+  CHECK(::poll(&waiting, 1, 0) == 0);
+  world.know(model::Mesh::none);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  client.reset();
+  server.reset();
+  world.until([&] { return world.worker.open_connections() == 0; });
+  CHECK(world.total(Direction::outbound, Path::passthrough, Reason::NONE) == 1);
+}
+
+TEST_CASE("a server of whom nothing is known is reached over HBONE when it proves to be of its namespace") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT}), application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  world.serve_tunnel(hbone);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  world.know(model::Mesh::none);  // what is proven stays
+  turns(world.worker.reactor, 5);
+  world.check_echo(client, server);
+  client.reset();
+  server.reset();
+  world.until([&] { return world.worker.open_connections() == 0; });
+  CHECK(world.total(Direction::outbound, Path::hbone, Reason::NONE) == 1);
+}
+
+TEST_CASE("a server of whom nothing is known gets the tunnel that a later snapshot asks for") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 20);  // 15008 refuses
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT});
+  world.know(model::Mesh::hbone);
+  world.serve_tunnel(hbone);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+}
+
+TEST_CASE("a server that stays unknown is refused, or sent plaintext where that is asked for") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 20);
+  world.know(model::Mesh::unknown);  // no news, so no new patience
+  world.check_reset(client);
+  CHECK(world.total(Direction::outbound, Path::hbone, Reason::PEER_UNKNOWN) == 1);
+  world.know(model::Mesh::unknown, model::UnknownPeer::plaintext);
+  client = world.dial(application.addr);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+}
+
+TEST_CASE("a pod may go while its connection waits for a server to become known") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT});  // accepts and says nothing
+  Fd client = world.dial({kElsewhere, 80});
+  turns(world.worker.reactor, 5);
+  world.worker.remove_pod(kClientPod);
+  world.check_reset(client);
+  world.until([&] { return world.worker.open_connections() == 0; });
 }
