@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/addr.h"
+#include "model/network.h"
 #include "model/origin.h"
 #include "model/policy.h"
 #include "model/shared.h"
@@ -46,9 +47,10 @@ struct Workload {
   std::vector<uint16_t> probe_ports;            // of kubelet's probes and hooks, sorted
   std::string netns;  // path from annotation nodemesh.dev/netns; empty: found by its processes
   Mesh mesh = Mesh::none;
-  bool enrolled = false;          // captured by its node's agent
-  bool host_network = false;      // shares the node's addresses, so it is never found by address
-  Shared<WorkloadPolicy> policy;  // null: of another node, so that nobody is admitted here
+  bool enrolled = false;            // captured by its node's agent
+  bool host_network = false;        // shares the node's addresses, so it is never found by address
+  Shared<WorkloadPolicy> policy;    // null: of another node, so that nobody is admitted here
+  Shared<NetworkPolicies> network;  // null: none selects it, or of another node
 
   bool operator==(const Workload&) const = default;
 };

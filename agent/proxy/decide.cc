@@ -61,6 +61,26 @@ Admission admit(const model::Workload& server, const model::PeerFacts& facts) {
   return admission;
 }
 
+Result<> permit_egress(const model::Workload& client, const OutboundDecision& decision) {
+  if (client.network == nullptr || decision.transport == Transport::passthrough) return {};
+  const auto* server = decision.workload.get();
+  const auto* policy =
+      model::denied_by(client.network->egress, {server, decision.target.ip, server, decision.target.port});
+  if (policy == nullptr) return {};
+  return fail(Reason::POLICY_NO_ALLOW, "egress to " + decision.target.to_string() +
+                                           " is not allowed: NetworkPolicy " + name_of(policy->origin));
+}
+
+Result<> permit_ingress(const model::Workload& server, const model::Workload* client, const Addr& source,
+                        uint16_t port) {
+  if (server.network == nullptr) return {};
+  const auto* policy = model::denied_by(server.network->ingress, {client, source, &server, port});
+  if (policy == nullptr) return {};
+  return fail(Reason::POLICY_NO_ALLOW, "ingress from " + source.to_string() + " to port " +
+                                           std::to_string(port) + " is not allowed: NetworkPolicy " +
+                                           name_of(policy->origin));
+}
+
 Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local) {
   auto target = SockAddr::parse(authority);
   if (!target || target->port == 0) return fail(Reason::BAD_AUTHORITY, "authority is not ip:port");

@@ -43,6 +43,14 @@ struct Admission {
 };
 Admission admit(const model::Workload& server, const model::PeerFacts& facts);
 
+// Kubernetes NetworkPolicies, at the client's node and at the server's. A CNI sees HBONE's port instead of
+// the connection's, and the same-node shortcut not at all; plaintext it sees itself, so that is left to it.
+// The error, POLICY_NO_ALLOW, names the policy.
+Result<> permit_egress(const model::Workload& client, const OutboundDecision& decision);
+// `client` may be null: no pod is known at `source`.
+Result<> permit_ingress(const model::Workload& server, const model::Workload* client, const Addr& source,
+                        uint16_t port);
+
 // The authority of a CONNECT (RFC 9110 9.3.6): must be ip:port with the pod's own address `local`, and no
 // port of the mesh itself. Errors: BAD_AUTHORITY, WRONG_DESTINATION, LOOP.
 Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local);

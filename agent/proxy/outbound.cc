@@ -76,7 +76,16 @@ Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
   }
   record_.service = worker_.labels.service(decided->service);
   record_.destination = worker_.labels.workload(decided->workload);
-  return {};
+  // Of an unknown server neither are the labels; it is judged when it is known, or before it is dialled.
+  return decided->transport == Transport::unknown ? Result<>() : permit_egress(*pod_.workload, *decided);
+}
+
+Result<> OutboundSession::permitted() const {
+  if (pod_.workload == nullptr) return {};
+  OutboundDecision now{.transport = transport_, .target = target_, .workload = server_};
+  if (auto ok = permit_egress(*pod_.workload, now); !ok) return ok;
+  if (transport_ != Transport::same_node) return {};
+  return permit_ingress(*server_, pod_.workload.get(), record_.src.ip, target_.port);
 }
 
 // An application may bind any loopback address before it connects. Policies and the server must see the pod's
@@ -132,7 +141,7 @@ void OutboundSession::connect_unknown() {
   if (!give_up_at_) give_up_at_ = worker_.reactor.now() + kKnowTimeout;
   auto left = std::chrono::duration_cast<milliseconds>(*give_up_at_ - worker_.reactor.now());
   timer_.arm(worker_.reactor, std::max(left, milliseconds(0)));
-  if (server_ != nullptr && !server_->ns.empty()) connect_hbone();
+  if (server_ != nullptr && !server_->ns.empty() && permitted()) connect_hbone();
 }
 
 // The newest snapshot may know more: of the server that was chosen, or of another that would do.
@@ -197,6 +206,7 @@ void OutboundSession::connect_same_node() {
   if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is not on this node any more"});
   server_cookie_ = server->info.cookie;
   if (auto allowed = note(admit(*server_, facts())); !allowed) return fail(allowed.error());
+  if (auto allowed = permitted(); !allowed) return fail(allowed.error());
   if (is_own_listener(*server, target_))
     return fail({Reason::LOOP, "the destination is a listener of the mesh"});
   timer_.arm(worker_.reactor, kConnectTimeout);
@@ -318,14 +328,19 @@ void OutboundSession::fail(const Error& error) {
 
 void OutboundSession::redecide() {
   if (transport_ == Transport::unknown) return ask_again();
-  if (transport_ != Transport::same_node || server_ == nullptr) return;
-  const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
-  if (server == nullptr) return;  // the warden says when it is gone
-  server_ = server;
-  auto admission = admit(*server, facts());
-  if (admission.allow) return;
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+  if (server_ == nullptr) return;
+  if (transport_ == Transport::same_node) {
+    const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
+    if (server == nullptr) return;  // the warden says when it is gone
+    server_ = server;
+    auto admission = admit(*server, facts());
+    if (!admission.allow) {
+      if (!admission.policy.empty()) record_.decided_by(admission.policy);
+      return fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+    }
+  }
+  if (auto allowed = permitted(); !allowed)
+    fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
 }
 
 }  // namespace nodemesh::proxy

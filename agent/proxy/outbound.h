@@ -46,6 +46,8 @@ class OutboundSession final : public Session,
   bool unproven(const Error& why);
   // The shortcut evaluates the server's policies here, since no second relay will.
   model::PeerFacts facts() const;
+  // NetworkPolicies of the client and, where no tunnel asks them, of the server.
+  Result<> permitted() const;
   void fail(const Error& error);
   void stop_waiting();
 

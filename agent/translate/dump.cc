@@ -61,6 +61,16 @@ json mtls_json(const model::MtlsRule& mtls) {
   return out;
 }
 
+json network_json(const model::NetworkPolicies& network) {
+  auto names = [](const auto& policies) {
+    return list(policies, [](const auto& policy) { return policy->origin.ns + "/" + policy->origin.name; });
+  };
+  json out = json::object();
+  put(out, "ingress", names(network.ingress));
+  put(out, "egress", names(network.egress));
+  return out;
+}
+
 json endpoint_json(const model::Endpoint& endpoint) {
   json out = {{"address", endpoint.target().to_string()}};
   if (endpoint.workload) out["workload"] = endpoint.workload->ns + "/" + endpoint.workload->name;
@@ -148,6 +158,7 @@ json to_json(const model::Workload& workload) {
               {"canonicalRevision", workload.canonical_revision},
               {"addresses", list(workload.addresses, as_text)}};
   if (workload.policy) out["policy"] = to_json(*workload.policy);
+  if (workload.network) out["networkPolicies"] = network_json(*workload.network);
   put(out, "node", workload.node);
   put(out, "region", workload.region);
   put(out, "zone", workload.zone);

@@ -2,6 +2,7 @@
 #include "translate/core.h"
 #include "translate/istio.h"
 #include "translate/istio_authz.h"
+#include "translate/network_policy.h"
 #include "translate/translate.h"
 #include "translate/workload_slice.h"
 
@@ -17,6 +18,7 @@ std::span<const kube::Kind> kinds() {
       {"", "ConfigMap", {"v1"}, true, read_config_map},
       {"discovery.k8s.io", "EndpointSlice", {"v1"}, true, read_endpoint_slice},
       {"networking.k8s.io", "ServiceCIDR", {"v1"}, false, read_service_cidr},
+      {"networking.k8s.io", "NetworkPolicy", {"v1"}, true, read_network_policy},
       {"node.k8s.io", "RuntimeClass", {"v1"}, false, read_runtime_class},
       {"nodemesh.dev", "WorkloadSlice", {"v1alpha1"}, false, read_workload_slice},
       {"security.istio.io", "PeerAuthentication", {"v1", "v1beta1"}, true, read_peer_authentication},

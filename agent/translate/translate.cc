@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "translate/evidence.h"
+#include "translate/network_policy.h"
 #include "translate/policies.h"
 #include "translate/remote.h"
 #include "translate/services.h"
@@ -112,6 +113,7 @@ class Translator {
   // Pods claim their addresses before Services do: a pod's address is a fact, a VIP a wish.
   void add_workloads() {
     Policies policies(store_, content_.mesh, previous_.get(), reports_);
+    NetworkPolicies network(store_);
     for (const auto* entry : pods_in_order()) {
       auto made = make_workload(store_, *entry, content_.mesh.trust_domain, claims_, reports_);
       if (!made) continue;
@@ -121,6 +123,7 @@ class Translator {
       if (previous_) before = previous_->find_workload(made->ns, made->name);
       made->policy = policies.of(made->ns, made->labels, slices_.ports_of(made->ns + "/" + made->name));
       if (before && before->policy == made->policy) made->policy = before->policy;
+      if (!made->host_network) made->network = network.of(made->ns, made->labels);
       add(reuse(before, std::move(*made)));
     }
   }
