@@ -124,6 +124,18 @@ struct World {
                          std::make_shared<const model::Workload>(std::move(made))};
     worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
   }
+  // The pods of this node, with a NetworkPolicy that lets nobody to the server.
+  void isolate_server() {
+    model::SnapshotContent content{.generation = ++generation, .node = "n1"};
+    auto server = *workload("server", Addr::v4(127, 0, 0, 1), "n1", false);
+    model::NetworkPolicies network;
+    network.ingress.push_back(std::make_shared<const model::NetworkPolicy>(
+        model::NetworkPolicy{.origin = {.kind = "NetworkPolicy", .ns = "default", .name = "closed"}}));
+    server.network = std::make_shared<const model::NetworkPolicies>(std::move(network));
+    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
+                         std::make_shared<const model::Workload>(std::move(server))};
+    worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
+  }
   // What that pod's node makes of a connection to its 15008.
   void serve_tunnel(const Listening& hbone) {
     InboundTunnel::begin(worker, *worker.find_pod(kServerPod),
@@ -505,4 +517,26 @@ TEST_CASE("a pod may go while its connection waits for a server to become known"
   world.worker.remove_pod(kClientPod);
   world.check_reset(client);
   world.until([&] { return world.worker.open_connections() == 0; });
+}
+
+TEST_CASE("a NetworkPolicy that comes to deny ends shortcut and tunnel, and refuses new ones") {
+  World world;
+  Listening application;
+  Fd client = world.dial(application.addr);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  MeshClient mesh(world);
+  auto& open = mesh.open(application.addr.to_string());
+  world.until([&] { return open.status == 200; });
+  world.isolate_server();
+  world.check_reset(client);
+  world.until([&] { return open.closed == 1; });
+  CHECK(world.total(Direction::outbound, Path::same_node, Reason::POLICY_REVOKED) == 1);
+  CHECK(world.total(Direction::inbound, Path::hbone, Reason::POLICY_REVOKED) == 1);
+  client = world.dial(application.addr);
+  world.check_reset(client);
+  CHECK(world.total(Direction::outbound, Path::same_node, Reason::POLICY_NO_ALLOW) == 1);
+  auto& refused = mesh.open(application.addr.to_string());
+  world.until([&] { return refused.status != 0; });
+  CHECK(refused.status == 401);
 }
