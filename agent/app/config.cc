@@ -39,13 +39,19 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
   app.add_option("--bpf-dir", config.bpf_dir, "where to pin, in a BPF file system")
       ->required()
       ->type_name("DIR");
-  app.add_option("--kubepods", config.kubepods, "the pods' cgroup2 directory")->required()->type_name("DIR");
+  app.add_option("--kubepods", config.kubepods,
+                 "the pods' cgroup2 directory; by default that above our own pod")
+      ->type_name("DIR");
+  app.add_option("--host-cgroup", config.host_cgroup,
+                 "where the root of the host's cgroup2 file system is mounted")
+      ->capture_default_str()
+      ->type_name("DIR");
   app.add_option("--proxy-cgroup", config.proxy_cgroup, "the proxy's cgroup2 directory, below kubepods")
       ->required()
       ->type_name("DIR");
   app.add_option("--kubelet-cgroup", config.kubelet_cgroup, "kubelet's cgroup2 directory, to know its probes")
       ->type_name("DIR");
-  app.add_option("--proc", config.proc, "a procfs whose sys/net can be written")
+  app.add_option("--proc,--host-proc", config.proc, "the host's procfs; its sys/net must be writable")
       ->capture_default_str()
       ->type_name("DIR");
   app.add_flag("--fail-open", config.fail_open, "pods' traffic passes untouched while there is no proxy");

@@ -18,7 +18,8 @@ struct WardenConfig {
   std::string node;
   std::string run_dir;
   std::string bpf_dir;
-  std::string kubepods;
+  std::string kubepods;  // empty: found from our own cgroup
+  std::string host_cgroup = "/sys/fs/cgroup";
   std::string proxy_cgroup;
   std::string kubelet_cgroup;  // may be empty
   std::string proc = "/proc";

@@ -23,6 +23,7 @@
 #include "warden/opener.h"
 #include "warden/pod_source.h"
 #include "warden/privilege.h"
+#include "warden/processes.h"
 #include "warden/warden.h"
 
 namespace nodemesh::app {
@@ -54,7 +55,6 @@ kernel::CaptureOptions capture_options(const WardenConfig& config) {
 // Everything that can be said without changing anything.
 Result<> check_before_start(const WardenConfig& config) {
   if (auto ok = check_node_name(config.node); !ok) return ok;
-  if (auto ok = check_rights(); !ok) return ok;
   auto mounts = read_text_file("/proc/mounts");
   if (!mounts) return std::unexpected(std::move(mounts.error()));
   if (auto ok = check_cgroup_mode(*mounts, config.allow_hybrid); !ok) return ok;
@@ -143,9 +143,28 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
   return {};
 }
 
-int run_warden(const WardenConfig& config) {
+// Paths in the host's procfs are the host's from here on, so that our own shows where pods are.
+Result<> see_the_host(WardenConfig& config) {
+  if (auto ok = check_rights(); !ok) return ok;
+  if (auto ok = warden::HostProcesses(config.proc).enter_host_cgroups(); !ok) return ok;
+  if (!config.kubepods.empty()) return {};
+  auto own = read_text_file(config.proc + "/self/cgroup");
+  if (!own) return std::unexpected(std::move(own.error()));
+  auto at = own->find("0::");
+  auto path = at == own->npos ? "" : own->substr(at + 3, own->find('\n', at) - at - 3);
+  auto kubepods = warden::kubepods_above(path);
+  if (kubepods.empty()) {
+    return fail(fmt::format(
+        "this process runs in cgroup \"{}\", which is no pod's: name the pods' with --kubepods", path));
+  }
+  config.kubepods = config.host_cgroup + kubepods;
+  return {};
+}
+
+int run_warden(WardenConfig config) {
   log::set_json(config.log_format == "json");
   if (auto limit = raise_descriptor_limit(); !limit) return cannot_start(limit.error().message);
+  if (auto ok = see_the_host(config); !ok) return cannot_start(ok.error().message);
   if (auto ok = check_before_start(config); !ok) return cannot_start(ok.error().message);
   auto lock = lock_pins(config.bpf_dir);
   if (!lock) return cannot_start(lock.error().message);

@@ -110,6 +110,13 @@ SockAddr SockAddr::from_native(const sockaddr_storage& native) {
   return addr;
 }
 
+Addr Addr::masked(unsigned bits) const {
+  Addr out = *this;
+  for (unsigned bit = bits; bit < 128; ++bit)
+    out.bytes[bit / 8] &= static_cast<uint8_t>(~(0x80 >> (bit % 8)));
+  return out;
+}
+
 bool Cidr::contains(const Addr& addr) const {
   // The v4-mapped form lies inside short IPv6 prefixes, ::/0 first; as prefixes of people they hold IPv6
   // alone.
@@ -136,11 +143,7 @@ std::optional<Cidr> Cidr::parse(std::string_view text) {
     if (!parsed) return std::nullopt;
     bits = *parsed;
   }
-  Cidr cidr{*addr, static_cast<uint8_t>(bits + offset)};
-  for (unsigned bit = cidr.bits; bit < 128; ++bit) {
-    cidr.network.bytes[bit / 8] &= static_cast<uint8_t>(~(0x80 >> (bit % 8)));
-  }
-  return cidr;
+  return Cidr{addr->masked(bits + offset), static_cast<uint8_t>(bits + offset)};
 }
 
 }  // namespace nodemesh

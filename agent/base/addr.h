@@ -27,6 +27,8 @@ struct Addr {
   // Accepts both families without zone or brackets; a v4-mapped spelling gives the IPv4 address.
   static std::optional<Addr> parse(std::string_view text);
   static Addr v4(uint8_t a, uint8_t b, uint8_t c, uint8_t d);
+  // Only the first `bits` of the 128-bit form, the others 0.
+  Addr masked(unsigned bits) const;
 };
 
 struct SockAddr {

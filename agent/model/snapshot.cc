@@ -20,10 +20,15 @@ bool SnapshotContent::same_content(const SnapshotContent& other) const {
 }
 
 Snapshot::Snapshot(SnapshotContent content) : content_(std::move(content)) {
+  add_ranges();
   workload_by_address_.reserve(content_.workloads.size() * 2);
   for (const auto& workload : content_.workloads) {
-    workload_by_uid_.emplace(workload->uid, workload);
-    workload_by_name_[workload->ns].emplace(workload->name, workload);
+    // What another node says, perhaps to deceive, takes no uid and no name from this node's own pods.
+    bool own = !content_.node.empty() && workload->node == content_.node;
+    auto [by_uid, new_uid] = workload_by_uid_.emplace(workload->uid, workload);
+    auto [by_name, new_name] = workload_by_name_[workload->ns].emplace(workload->name, workload);
+    if (own && !new_uid && by_uid->second->node != content_.node) by_uid->second = workload;
+    if (own && !new_name && by_name->second->node != content_.node) by_name->second = workload;
     if (workload->host_network) continue;
     for (const auto& address : workload->addresses) workload_by_address_.emplace(address, workload);
   }
@@ -69,9 +74,19 @@ const Shared<Service>& Snapshot::find_service_of_endpoint(const SockAddr& endpoi
   return find_or_null(service_by_endpoint_, endpoint);
 }
 
-bool Snapshot::in_cluster(const Addr& address) const {
-  return std::ranges::any_of(content_.mesh.cluster_cidrs,
-                             [&](const Cidr& cidr) { return cidr.contains(address); });
+void Snapshot::add_ranges() {
+  const auto& peers = content_.mesh.peers;
+  for (const auto& range : content_.mesh.cluster_cidrs) ranges_.add(range).first = Mesh::unknown;
+  for (const auto& range : peers.plain_ranges) ranges_.add(range).first = Mesh::none;
+  for (const auto& range : peers.services) ranges_.add(range).first = Mesh::unknown;
+}
+
+Mesh Snapshot::mesh_of_stranger(const Addr& address) const {
+  const auto& peers = content_.mesh.peers;
+  if (peers.everyone_known) return Mesh::none;
+  if (std::ranges::binary_search(peers.node_addresses, address)) return Mesh::none;
+  const auto* range = ranges_.find(address);
+  return range ? *range : Mesh::none;
 }
 
 }  // namespace nodemesh::model

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "base/addr.h"
+#include "base/cidr_map.h"
+#include "model/peers.h"
 #include "model/service.h"
 #include "model/workload.h"
 
@@ -30,6 +32,7 @@ struct MeshSettings {
   std::string root_namespace = "istio-system";
   AccessLog access_log;
   std::vector<Cidr> cluster_cidrs;  // pods and services; an address in none of them is outside the cluster
+  PeerRules peers;
 
   bool operator==(const MeshSettings&) const = default;
 };
@@ -75,7 +78,9 @@ class Snapshot {
   // A Service that has `endpoint` among its endpoints, one with an own address before a headless one; for
   // labels of connections that dialled the endpoint itself. Null when there is none.
   const Shared<Service>& find_service_of_endpoint(const SockAddr& endpoint) const;
-  bool in_cluster(const Addr& address) const;
+  bool in_cluster(const Addr& address) const { return ranges_.find(address) != nullptr; }
+  // Of an address without a workload: known to be outside of the mesh (none), or not known.
+  Mesh mesh_of_stranger(const Addr& address) const;
 
  private:
   struct StringHash : std::hash<std::string_view> {
@@ -86,6 +91,8 @@ class Snapshot {
   template <class T>
   using ByName = ByString<ByString<T>>;  // namespace, then name; the keys are views into the values
 
+  void add_ranges();
+
   SnapshotContent content_;
   std::unordered_map<Addr, Shared<Workload>> workload_by_address_;
   std::unordered_map<Addr, Shared<Service>> service_by_vip_;
@@ -93,6 +100,7 @@ class Snapshot {
   ByString<Shared<Workload>> workload_by_uid_;
   ByName<Shared<Workload>> workload_by_name_;
   ByName<Shared<Service>> service_by_name_;
+  CidrMap<Mesh> ranges_;  // of cluster_cidrs and the peer rules
 };
 
 }  // namespace nodemesh::model

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/addr.h"
+#include "model/network.h"
 #include "model/origin.h"
 #include "model/policy.h"
 #include "model/shared.h"
@@ -46,11 +47,12 @@ struct Workload {
   std::string canonical_revision;               // "latest" without a label
   std::map<std::string, uint16_t> named_ports;  // TCP container ports by name
   std::vector<uint16_t> probe_ports;            // of kubelet's probes and hooks, sorted
-  std::string netns;  // path from annotation nodemesh.dev/netns; empty = ask the runtime
+  std::string netns;  // path from annotation nodemesh.dev/netns; empty: found by its processes
   Mesh mesh = Mesh::none;
-  bool enrolled = false;          // captured by its node's agent
-  bool host_network = false;      // shares the node's addresses, so it is never found by address
-  Shared<WorkloadPolicy> policy;  // never null
+  bool enrolled = false;            // captured by its node's agent
+  bool host_network = false;        // shares the node's addresses, so it is never found by address
+  Shared<WorkloadPolicy> policy;    // null: of another node, so that nobody is admitted here
+  Shared<NetworkPolicies> network;  // null: none selects it, or of another node
 
   bool operator==(const Workload&) const = default;
 };

@@ -3,13 +3,19 @@
 namespace nodemesh::proxy {
 namespace {
 
-Result<OutboundDecision> transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
-  if (decision.workload == nullptr || decision.workload->mesh == model::Mesh::none) return decision;
-  if (decision.workload->mesh == model::Mesh::unknown) {
-    return fail(Reason::PEER_UNKNOWN,
-                "it is not known whether " + decision.target.to_string() + " is in the mesh");
+// Plaintext is for those of whom it is known that they are outside.
+OutboundDecision transport_to(const model::Snapshot& snapshot, OutboundDecision decision) {
+  const auto& workload = decision.workload;
+  switch (workload != nullptr ? workload->mesh : snapshot.mesh_of_stranger(decision.target.ip)) {
+    case model::Mesh::none:
+      decision.transport = Transport::passthrough;
+      break;
+    case model::Mesh::unknown:
+      decision.transport = Transport::unknown;
+      break;
+    case model::Mesh::hbone:
+      decision.transport = workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
   }
-  decision.transport = decision.workload->node == snapshot.node() ? Transport::same_node : Transport::hbone;
   return decision;
 }
 
@@ -53,6 +59,26 @@ Admission admit(const model::Workload& server, const model::PeerFacts& facts) {
     if (verdict.rule >= 0) admission.detail += " rule " + std::to_string(verdict.rule);
   }
   return admission;
+}
+
+Result<> permit_egress(const model::Workload& client, const OutboundDecision& decision) {
+  if (client.network == nullptr || decision.transport == Transport::passthrough) return {};
+  const auto* server = decision.workload.get();
+  const auto* policy =
+      model::denied_by(client.network->egress, {server, decision.target.ip, server, decision.target.port});
+  if (policy == nullptr) return {};
+  return fail(Reason::POLICY_NO_ALLOW, "egress to " + decision.target.to_string() +
+                                           " is not allowed: NetworkPolicy " + name_of(policy->origin));
+}
+
+Result<> permit_ingress(const model::Workload& server, const model::Workload* client, const Addr& source,
+                        uint16_t port) {
+  if (server.network == nullptr) return {};
+  const auto* policy = model::denied_by(server.network->ingress, {client, source, &server, port});
+  if (policy == nullptr) return {};
+  return fail(Reason::POLICY_NO_ALLOW, "ingress from " + source.to_string() + " to port " +
+                                           std::to_string(port) + " is not allowed: NetworkPolicy " +
+                                           name_of(policy->origin));
 }
 
 Result<SockAddr> parse_connect_authority(std::string_view authority, const Addr& local) {

@@ -161,13 +161,28 @@ Result<> InboundSession::authorise() {
                           : (facts.identity ? worker_.labels.stranger(*facts.identity) : nullptr);
   if (pod_.workload == nullptr)
     return nodemesh::fail(Reason::POD_UNKNOWN, "no Pod object explains the server");
-  return note(admit(*pod_.workload, facts));
+  if (auto allowed = note(admit(*pod_.workload, facts)); !allowed) return allowed;
+  return permitted();
+}
+
+Result<> InboundSession::permitted() const {
+  auto facts = this->facts();
+  if (!facts.mtls) return {};
+  // The labels of the pod at the address count only if that pod is who the certificate says.
+  const auto& client = worker_.snapshot->find_workload(facts.source_ip);
+  bool proven = client != nullptr && facts.identity && facts.identity->uri == client->identity;
+  return permit_ingress(*pod_.workload, proven ? client.get() : nullptr, facts.source_ip,
+                        facts.destination_port);
 }
 
 void InboundSession::redecide() {
   if (pod_.workload == nullptr) return;
   auto admission = admit(*pod_.workload, facts());
-  if (admission.allow) return;
+  if (admission.allow) {
+    if (auto allowed = permitted(); !allowed)
+      abort({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
+    return;
+  }
   if (!admission.policy.empty()) record_.decided_by(admission.policy);
   abort({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
 }

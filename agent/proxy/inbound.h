@@ -48,6 +48,8 @@ class InboundSession : public Session {
   model::PeerFacts facts() const;
   // The decision; fills the record's labels.
   Result<> authorise();
+  // By NetworkPolicies, for what comes through a tunnel; plaintext a CNI has seen itself.
+  Result<> permitted() const;
   void redecide() override;
 };
 

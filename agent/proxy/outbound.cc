@@ -13,6 +13,7 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kConnectTimeout = seconds(10);
+constexpr auto kKnowTimeout = seconds(5);
 
 size_t owner_of(const upstream::TunnelKey& key, size_t workers) {
   size_t hash = upstream::TunnelKeyHash{}(key);
@@ -20,7 +21,8 @@ size_t owner_of(const upstream::TunnelKey& key, size_t workers) {
 }
 
 upstream::TunnelKey tunnel_key(uint64_t cookie, const SockAddr& target, const model::Workload& server) {
-  return {cookie, {target.ip, NM_HBONE_PORT}, server.ns + "/" + server.service_account};
+  bool unknown = server.mesh == model::Mesh::unknown;
+  return {cookie, {target.ip, NM_HBONE_PORT}, server.ns + "/" + (unknown ? "*" : server.service_account)};
 }
 
 }  // namespace
@@ -36,6 +38,7 @@ OutboundSession::OutboundSession(Worker& worker, PodState& pod, Accepted accepte
       client_(std::move(accepted.fd)),
       begun_(worker.reactor.now()),
       timer_([this] {
+        if (transport_ == Transport::unknown) return give_up_asking();
         fail({Reason::CONNECT_TIMEOUT, "no connection to " + target_.to_string() + " in time"});
       }) {
   record_.src = accepted.peer;
@@ -76,7 +79,16 @@ Result<> OutboundSession::decide(std::optional<OutboundDecision>& decided) {
   }
   record_.service = worker_.labels.service(decided->service);
   record_.destination = worker_.labels.workload(decided->workload);
-  return {};
+  // Of an unknown server neither are the labels; it is judged when it is known, or before it is dialled.
+  return decided->transport == Transport::unknown ? Result<>() : permit_egress(*pod_.workload, *decided);
+}
+
+Result<> OutboundSession::permitted() const {
+  if (pod_.workload == nullptr) return {};
+  OutboundDecision now{.transport = transport_, .target = target_, .workload = server_};
+  if (auto ok = permit_egress(*pod_.workload, now); !ok) return ok;
+  if (transport_ != Transport::same_node) return {};
+  return permit_ingress(*server_, pod_.workload.get(), record_.src.ip, target_.port);
 }
 
 // An application may bind any loopback address before it connects. Policies and the server must see the pod's
@@ -123,7 +135,62 @@ void OutboundSession::connect(const OutboundDecision& decided) {
       return connect_hbone();
     case Transport::passthrough:
       return connect_passthrough();
+    case Transport::unknown:
+      return connect_unknown();
   }
+}
+
+void OutboundSession::connect_unknown() {
+  if (!give_up_at_) give_up_at_ = worker_.reactor.now() + kKnowTimeout;
+  auto left = std::chrono::duration_cast<milliseconds>(*give_up_at_ - worker_.reactor.now());
+  timer_.arm(worker_.reactor, std::max(left, milliseconds(0)));
+  if (server_ != nullptr && !server_->ns.empty() && permitted()) connect_hbone();
+}
+
+// The newest snapshot may know more: of the server that was chosen, or of another that would do.
+void OutboundSession::ask_again() {
+  auto decided = decide_again(target_);
+  if (decided && decided->transport == Transport::unknown) {
+    auto other = decide_again(record_.dst);
+    if (!other || other->transport != Transport::unknown) decided = std::move(other);
+  }
+  if (!decided) return fail(decided.error());
+  bool somebody = decided->workload != nullptr && (server_ == nullptr || server_->ns.empty());
+  if (decided->transport == Transport::unknown && !somebody) return;
+  stop_waiting();
+  stream_count_ = {};
+  relay_.emplace<std::monostate>();
+  run(std::move(*decided));
+}
+
+Result<OutboundDecision> OutboundSession::decide_again(const SockAddr& dialled) {
+  auto destination = identify_destination(*worker_.snapshot, dialled);
+  if (!destination) return std::unexpected(destination.error());
+  return decide_outbound(*worker_.snapshot, *destination, record_.src.ip, worker_.balancer);
+}
+
+void OutboundSession::give_up_asking() {
+  if (worker_.snapshot->mesh().peers.unknown == model::UnknownPeer::hold) {
+    return fail({Reason::PEER_UNKNOWN, "it is not known whether " + target_.to_string() + " is in the mesh" +
+                                           (last_try_.empty() ? "" : "; HBONE to it: " + last_try_)});
+  }
+  stop_waiting();
+  stream_count_ = {};
+  relay_.emplace<std::monostate>();
+  transport_ = Transport::passthrough;
+  connect_passthrough();
+}
+
+// A server of whom nothing is known and who has not proven to be one of the mesh: that proves nothing either.
+bool OutboundSession::unproven(const Error& why) {
+  if (transport_ != Transport::unknown || why.reason == Reason::TUNNEL_REFUSED) return false;
+  last_try_ = why.message;
+  return true;
+}
+
+void OutboundSession::on_no_tunnel(const Error& error) {
+  waiting_tunnel_ = false;
+  if (!unproven(error)) fail(error);
 }
 
 model::PeerFacts OutboundSession::facts() const {
@@ -142,6 +209,7 @@ void OutboundSession::connect_same_node() {
   if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is not on this node any more"});
   server_cookie_ = server->info.cookie;
   if (auto allowed = note(admit(*server_, facts())); !allowed) return fail(allowed.error());
+  if (auto allowed = permitted(); !allowed) return fail(allowed.error());
   if (is_own_listener(*server, target_))
     return fail({Reason::LOOP, "the destination is a listener of the mesh"});
   timer_.arm(worker_.reactor, kConnectTimeout);
@@ -203,7 +271,10 @@ void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   if (!std::holds_alternative<TunnelRelay>(relay_)) {
     auto& relay = relay_.emplace<TunnelRelay>(TunnelRelay::Role::client, worker_.reactor, record_,
                                               static_cast<RelayOwner&>(*this), &pod_.held_bytes);
-    if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
+    // As long as nothing is known the connection may yet have to go another way.
+    if (transport_ != Transport::unknown) {
+      if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
+    }
   }
   auto& relay = std::get<TunnelRelay>(relay_);
   relay.attach(connection);
@@ -212,12 +283,16 @@ void OutboundSession::on_tunnel(http::HboneConnection& connection) {
   }
   stream_count_ = telemetry::Counted(worker_.recorder.metrics.tunnel_streams_open);
   bool ours = connection.ready() && connection.peer()->alpn == tls::Alpn::nm1;
-  if (ours) relay.allow_early_data();
+  if (ours && relay.tcp.is_open()) relay.allow_early_data();
 }
 
 void OutboundSession::on_tunnel_accepted(const http::HeaderBlock&) {
   timer_.cancel();
-  const auto& connection = *std::get<TunnelRelay>(relay_).connection();
+  auto& relay = std::get<TunnelRelay>(relay_);
+  if (std::exchange(transport_, Transport::hbone) == Transport::unknown) {
+    if (auto adopted = relay.tcp.adopt(std::move(client_)); !adopted) return fail(adopted.error());
+  }
+  const auto& connection = *relay.connection();
   fill_tls(connection);
   idle_limit_ = worker_.options.idle.of_stream(connection.peer()->alpn);
   record_.established();
@@ -232,6 +307,7 @@ void OutboundSession::fill_tls(const http::HboneConnection& connection) {
 
 void OutboundSession::on_tunnel_refused(const Error& error, bool processed) {
   stream_count_ = {};
+  if (unproven(error)) return;
   // Nobody looked at the request (GOAWAY, REFUSED_STREAM): once more on another connection is safe.
   bool untouched = record_.from_client() == 0 && error.reason != Reason::TUNNEL_REFUSED;
   if (!processed && untouched && !std::exchange(retried_, true) && error.reason == Reason::STREAM_RESET) {
@@ -270,14 +346,20 @@ void OutboundSession::fail(const Error& error) {
 }
 
 void OutboundSession::redecide() {
-  if (transport_ != Transport::same_node || server_ == nullptr) return;
-  const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
-  if (server == nullptr) return;  // the warden says when it is gone
-  server_ = server;
-  auto admission = admit(*server, facts());
-  if (admission.allow) return;
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+  if (transport_ == Transport::unknown) return ask_again();
+  if (server_ == nullptr) return;
+  if (transport_ == Transport::same_node) {
+    const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
+    if (server == nullptr) return;  // the warden says when it is gone
+    server_ = server;
+    auto admission = admit(*server, facts());
+    if (!admission.allow) {
+      if (!admission.policy.empty()) record_.decided_by(admission.policy);
+      return fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+    }
+  }
+  if (auto allowed = permitted(); !allowed)
+    fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
 }
 
 }  // namespace nodemesh::proxy

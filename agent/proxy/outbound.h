@@ -39,15 +39,24 @@ class OutboundSession final : public Session,
   void connect_same_node();
   void connect_passthrough();
   void connect_hbone();
+  // Nothing is known of the server yet: dials whoever may be there, and goes another way as soon as a
+  // snapshot knows one.
+  void connect_unknown();
+  void ask_again();
+  Result<OutboundDecision> decide_again(const SockAddr& dialled);
+  void give_up_asking();
+  bool unproven(const Error& why);
   // The shortcut evaluates the server's policies here, since no second relay will.
   model::PeerFacts facts() const;
+  // NetworkPolicies of the client and, where no tunnel asks them, of the server.
+  Result<> permitted() const;
   void fail(const Error& error);
   void stop_waiting();
 
   void on_socket(Fd socket) override;
   void on_no_socket(const Error& error) override { fail(error); }
   void on_tunnel(http::HboneConnection& connection) override;
-  void on_no_tunnel(const Error& error) override { fail(error); }
+  void on_no_tunnel(const Error& error) override;
   void on_tunnel_accepted(const http::HeaderBlock& headers) override;
   void on_tunnel_refused(const Error& error, bool processed) override;
   void on_relay_connected(int error) override;
@@ -63,6 +72,9 @@ class OutboundSession final : public Session,
   model::Shared<model::Workload> server_;
   upstream::EndpointHold hold_;
   io::Timer timer_;
+  // While nothing is known of the server: until when it may become known, and why HBONE to it failed.
+  std::optional<Monotonic::time_point> give_up_at_;
+  std::string last_try_;
   telemetry::Counted stream_count_;
   std::variant<std::monostate, TcpRelay, TunnelRelay> relay_;
 };

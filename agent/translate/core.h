@@ -17,12 +17,24 @@ namespace nodemesh::translate {
 
 struct NodeSpec : kube::Decoded {
   std::vector<Cidr> pod_cidrs;
+  std::vector<Addr> addresses;  // its own; host names are left out
+};
+
+// networking.k8s.io/v1: ranges of cluster addresses.
+struct ServiceCidrSpec : kube::Decoded {
+  std::vector<Cidr> cidrs;
+};
+
+// node.k8s.io/v1: which runtime class runs pods how.
+struct RuntimeClassSpec : kube::Decoded {
+  std::string handler;
 };
 
 struct PodSpec : kube::Decoded {
   std::string service_account = "default";
   std::string node;
   std::string netns;
+  std::string runtime_class;
   bool host_network = false;
   bool finished = false;
   std::vector<Addr> addresses;
@@ -68,6 +80,8 @@ struct EndpointSliceSpec : kube::Decoded {
 // Readers for kube::Kind; see there.
 std::shared_ptr<const kube::Decoded> read_nothing_used(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_node(const kube::Object&, kube::Fields&, kube::Problems&);
+std::shared_ptr<const kube::Decoded> read_service_cidr(const kube::Object&, kube::Fields&, kube::Problems&);
+std::shared_ptr<const kube::Decoded> read_runtime_class(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_pod(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_service(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object&, kube::Fields&, kube::Problems&);

@@ -61,6 +61,16 @@ json mtls_json(const model::MtlsRule& mtls) {
   return out;
 }
 
+json network_json(const model::NetworkPolicies& network) {
+  auto names = [](const auto& policies) {
+    return list(policies, [](const auto& policy) { return policy->origin.ns + "/" + policy->origin.name; });
+  };
+  json out = json::object();
+  put(out, "ingress", names(network.ingress));
+  put(out, "egress", names(network.egress));
+  return out;
+}
+
 json endpoint_json(const model::Endpoint& endpoint) {
   json out = {{"address", endpoint.target().to_string()}};
   if (endpoint.workload) out["workload"] = endpoint.workload->ns + "/" + endpoint.workload->name;
@@ -85,10 +95,19 @@ json port_json(const model::ServicePort& port) {
   return out;
 }
 
+json peers_json(const model::PeerRules& peers) {
+  json out = {{"unknown", peers.unknown == model::UnknownPeer::hold ? "hold" : "plaintext"}};
+  put(out, "services", list(peers.services, as_text));
+  put(out, "plainRanges", list(peers.plain_ranges, as_text));
+  put(out, "nodeAddresses", list(peers.node_addresses, as_text));
+  return out;
+}
+
 json mesh_json(const model::MeshSettings& mesh) {
   json out = {{"trustDomain", mesh.trust_domain}, {"rootNamespace", mesh.root_namespace}};
   put(out, "trustDomainAliases", json(mesh.trust_domain_aliases));
   put(out, "clusterCidrs", list(mesh.cluster_cidrs, as_text));
+  if (!mesh.peers.everyone_known) out["peers"] = peers_json(mesh.peers);
   if (mesh.access_log.file.empty()) return out;
   out["accessLog"] = {{"file", mesh.access_log.file}, {"encoding", mesh.access_log.json ? "JSON" : "TEXT"}};
   return out;
@@ -137,8 +156,9 @@ json to_json(const model::Workload& workload) {
               {"version", workload.version},
               {"canonicalName", workload.canonical_name},
               {"canonicalRevision", workload.canonical_revision},
-              {"addresses", list(workload.addresses, as_text)},
-              {"policy", to_json(*workload.policy)}};
+              {"addresses", list(workload.addresses, as_text)}};
+  if (workload.policy) out["policy"] = to_json(*workload.policy);
+  if (workload.network) out["networkPolicies"] = network_json(*workload.network);
   put(out, "node", workload.node);
   put(out, "region", workload.region);
   put(out, "zone", workload.zone);

@@ -2,7 +2,9 @@
 #include "translate/core.h"
 #include "translate/istio.h"
 #include "translate/istio_authz.h"
+#include "translate/network_policy.h"
 #include "translate/translate.h"
+#include "translate/workload_slice.h"
 
 namespace nodemesh::translate {
 
@@ -15,6 +17,10 @@ std::span<const kube::Kind> kinds() {
       {"", "Service", {"v1"}, true, read_service},
       {"", "ConfigMap", {"v1"}, true, read_config_map},
       {"discovery.k8s.io", "EndpointSlice", {"v1"}, true, read_endpoint_slice},
+      {"networking.k8s.io", "ServiceCIDR", {"v1"}, false, read_service_cidr},
+      {"networking.k8s.io", "NetworkPolicy", {"v1"}, true, read_network_policy},
+      {"node.k8s.io", "RuntimeClass", {"v1"}, false, read_runtime_class},
+      {"nodemesh.dev", "WorkloadSlice", {"v1alpha1"}, false, read_workload_slice},
       {"security.istio.io", "PeerAuthentication", {"v1", "v1beta1"}, true, read_peer_authentication},
       {"security.istio.io", "AuthorizationPolicy", {"v1", "v1beta1"}, true, read_authorization_policy},
       {"networking.istio.io", "DestinationRule", {"v1", "v1beta1", "v1alpha3"}, true, read_destination_rule},

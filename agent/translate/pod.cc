@@ -105,6 +105,7 @@ void read_container(const Node& node, PodSpec& pod, Problems& problems) {
 void read_pod_spec(Fields& spec, PodSpec& pod, Problems& problems) {
   pod.node = spec.text("nodeName").value_or("");
   pod.host_network = spec.boolean("hostNetwork").value_or(false);
+  pod.runtime_class = spec.text("runtimeClassName").value_or("");
   auto account = spec.text("serviceAccountName");
   auto old_name = spec.text("serviceAccount");
   if (!account) account = old_name;
@@ -139,7 +140,6 @@ void read_pod_spec(Fields& spec, PodSpec& pod, Problems& problems) {
                "priority",
                "dnsConfig",
                "readinessGates",
-               "runtimeClassName",
                "enableServiceLinks",
                "preemptionPolicy",
                "overhead",
@@ -164,6 +164,26 @@ void read_netns(const kube::Object& object, PodSpec& pod, Problems& problems) {
          "write the path of the pod's network namespace, for example /run/netns/web");
 }
 
+void add_range(const Node& item, std::vector<Cidr>& ranges, Problems& problems) {
+  auto cidr = Cidr::parse(item.text);
+  if (!cidr) {
+    return report(problems, Severity::error, item, "\"" + item.text + "\" is not a CIDR range",
+                  "write an address and a prefix length, for example 10.244.1.0/24");
+  }
+  if (std::ranges::find(ranges, *cidr) == ranges.end()) ranges.push_back(*cidr);
+}
+
+// The status has much that is of no use here, and names beside addresses.
+void read_node_addresses(const Node* status, NodeSpec& node) {
+  const Node* list = status ? status->find("addresses") : nullptr;
+  if (!list) return;
+  for (const auto& item : list->children) {
+    const Node* text = item.find("address");
+    auto address = text ? Addr::parse(text->text) : std::nullopt;
+    if (address) node.addresses.push_back(*address);
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<const kube::Decoded> read_pod(const kube::Object& object, Fields& fields,
@@ -186,20 +206,27 @@ std::shared_ptr<const kube::Decoded> read_pod(const kube::Object& object, Fields
 std::shared_ptr<const kube::Decoded> read_node(const kube::Object&, Fields& fields, Problems& problems) {
   auto node = std::make_shared<NodeSpec>();
   Fields spec(fields.map("spec"), problems);
-  auto add = [&](const Node& item) {
-    if (auto cidr = Cidr::parse(item.text)) {
-      if (std::ranges::find(node->pod_cidrs, *cidr) == node->pod_cidrs.end())
-        node->pod_cidrs.push_back(*cidr);
-    } else {
-      report(problems, Severity::error, item, "\"" + item.text + "\" is not a CIDR range",
-             "write an address and a prefix length, for example 10.244.1.0/24");
-    }
-  };
-  for (const auto& item : spec.list("podCIDRs")) add(item);
-  if (const Node* single = spec.any("podCIDR")) add(*single);
+  for (const auto& item : spec.list("podCIDRs")) add_range(item, node->pod_cidrs, problems);
+  if (const Node* single = spec.any("podCIDR")) add_range(*single, node->pod_cidrs, problems);
   spec.ignore({"providerID", "unschedulable", "taints", "configSource", "externalID"});
-  fields.ignore({"status"});
+  read_node_addresses(fields.map("status"), *node);
   return node;
+}
+
+std::shared_ptr<const kube::Decoded> read_service_cidr(const kube::Object&, Fields& fields,
+                                                       Problems& problems) {
+  auto ranges = std::make_shared<ServiceCidrSpec>();
+  Fields spec(fields.map("spec"), problems);
+  for (const auto& item : spec.list("cidrs")) add_range(item, ranges->cidrs, problems);
+  fields.ignore({"status"});
+  return ranges;
+}
+
+std::shared_ptr<const kube::Decoded> read_runtime_class(const kube::Object&, Fields& fields, Problems&) {
+  auto runtime = std::make_shared<RuntimeClassSpec>();
+  runtime->handler = fields.text("handler").value_or("");
+  fields.ignore({"overhead", "scheduling"});
+  return runtime;
 }
 
 std::shared_ptr<const kube::Decoded> read_nothing_used(const kube::Object&, Fields& fields, Problems&) {

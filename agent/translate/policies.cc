@@ -24,7 +24,7 @@ std::map<std::string, Shared<model::Policy>> compiled_in(const model::Snapshot* 
   if (!snapshot) return policies;
   const model::WorkloadPolicy* last = nullptr;
   for (const auto& workload : snapshot->workloads()) {
-    if (std::exchange(last, workload->policy.get()) == workload->policy.get()) continue;
+    if (!workload->policy || std::exchange(last, workload->policy.get()) == workload->policy.get()) continue;
     for (const auto& applied : workload->policy->policies) {
       policies.try_emplace(applied.policy->origin.ns + "/" + applied.policy->origin.name, applied.policy);
     }

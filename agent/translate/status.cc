@@ -1,5 +1,6 @@
 #include "translate/status.h"
 
+#include <charconv>
 #include <set>
 
 #include "base/log.h"
@@ -7,12 +8,22 @@
 namespace nodemesh::translate {
 namespace {
 
-// Follows "spec.targetRefs" one key at a time as far as it exists.
+// "pods" or "pods[2]".
+const kube::Node* step(const kube::Node& node, std::string_view part) {
+  auto bracket = std::min(part.find('['), part.size());
+  const kube::Node* next = node.find(part.substr(0, bracket));
+  if (!next || bracket == part.size()) return next;
+  size_t index = 0;
+  std::from_chars(part.data() + bracket + 1, part.data() + part.size(), index);
+  return index < next->children.size() ? &next->children[index] : next;
+}
+
+// Follows "spec.pods[2].ips" one step at a time as far as it exists.
 const kube::Node& nearest_node(const kube::Node& root, const std::string& field) {
   const kube::Node* node = &root;
   for (size_t begin = 0; begin < field.size();) {
     auto end = std::min(field.find('.', begin), field.size());
-    const kube::Node* next = node->find(std::string_view(field).substr(begin, end - begin));
+    const kube::Node* next = step(*node, std::string_view(field).substr(begin, end - begin));
     if (!next) break;
     node = next;
     begin = end + 1;

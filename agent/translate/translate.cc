@@ -4,9 +4,13 @@
 #include <set>
 #include <unordered_map>
 
+#include "translate/evidence.h"
+#include "translate/network_policy.h"
 #include "translate/policies.h"
+#include "translate/remote.h"
 #include "translate/services.h"
 #include "translate/status.h"
+#include "translate/workload_facts.h"
 #include "translate/workloads.h"
 
 namespace nodemesh::translate {
@@ -48,10 +52,15 @@ std::vector<const kube::Entry*> by_age(const kube::Store& store, std::string_vie
   return entries;
 }
 
+const PodSpec& pod_of(const kube::Entry& entry) {
+  return static_cast<const PodSpec&>(*entry.decoded);
+}
+
 template <class T>
 void sort_by_name(std::vector<Shared<T>>& items) {
   std::ranges::sort(items, [](const auto& a, const auto& b) {
-    return std::tie(a->ns, a->name) < std::tie(b->ns, b->name);
+    // An address of which nothing is known may be all that tells two workloads apart.
+    return std::tie(a->ns, a->name, a->origin.name) < std::tie(b->ns, b->name, b->origin.name);
   });
 }
 
@@ -66,6 +75,7 @@ class Translator {
 
   Translation run() {
     add_workloads();
+    if (options_.cluster) add_remote_workloads();
     sort_by_name(content_.workloads);
     add_services();
     sort_by_name(content_.services);
@@ -76,6 +86,9 @@ class Translator {
   // Of Pods of one age, those that hold all they claim come first: a newcomer takes nothing from them.
   std::vector<const kube::Entry*> pods_in_order() const {
     auto entries = by_age(store_, "Pod");
+    // Of another node's pods its slices speak.
+    if (options_.cluster)
+      std::erase_if(entries, [&](auto* entry) { return pod_of(*entry).node != options_.node; });
     if (!previous_) return entries;
     std::set<const kube::Entry*> holders;
     for (const auto* entry : entries) {
@@ -91,7 +104,7 @@ class Translator {
 
   bool holds_its_claims(const kube::Entry& entry) const {
     const auto& pod = *entry.object;
-    const auto& spec = static_cast<const PodSpec&>(*entry.decoded);
+    const auto& spec = pod_of(entry);
     auto before = previous_->find_workload(pod.key.ns, pod.key.name);
     return before && before->uid == (pod.uid.empty() ? pod.key.ns + "/" + pod.key.name : pod.uid) &&
            before->netns == spec.netns && std::ranges::equal(before->addresses, spec.addresses);
@@ -100,19 +113,66 @@ class Translator {
   // Pods claim their addresses before Services do: a pod's address is a fact, a VIP a wish.
   void add_workloads() {
     Policies policies(store_, content_.mesh, previous_.get(), reports_);
+    NetworkPolicies network(store_);
     for (const auto* entry : pods_in_order()) {
       auto made = make_workload(store_, *entry, content_.mesh.trust_domain, claims_, reports_);
       if (!made) continue;
+      // There, anybody who may make a Pod may write an annotation; the warden finds the namespace by itself.
+      if (options_.cluster) made->netns.clear();
       Shared<model::Workload> before;
       if (previous_) before = previous_->find_workload(made->ns, made->name);
       made->policy = policies.of(made->ns, made->labels, slices_.ports_of(made->ns + "/" + made->name));
       if (before && before->policy == made->policy) made->policy = before->policy;
-      auto workload = reuse(before, std::move(*made));
-      by_name_.emplace(workload->ns + "/" + workload->name, workload);
-      if (!workload->host_network) {
-        for (const auto& address : workload->addresses) by_address_.emplace(address, workload);
-      }
-      content_.workloads.push_back(std::move(workload));
+      if (!made->host_network) made->network = network.of(made->ns, made->labels);
+      add(reuse(before, std::move(*made)));
+    }
+  }
+
+  void add(Shared<model::Workload> workload) {
+    by_name_.emplace(workload->ns + "/" + workload->name, workload);
+    if (!workload->host_network) {
+      for (const auto& address : workload->addresses) by_address_.emplace(address, workload);
+    }
+    content_.workloads.push_back(std::move(workload));
+  }
+
+  // Their policies are their own nodes' to enforce.
+  void add_remote_workloads() {
+    auto facts = facts_from_slices(store_, options_.node);
+    Evidence evidence(store_, pods_follow_ranges());
+    auto is_ours = [this](const Addr& address) { return by_address_.contains(address); };
+    auto made = remote_workloads(store_, facts, evidence, {content_.mesh.trust_domain, is_ours}, reports_);
+    content_.workloads.reserve(content_.workloads.size() + made.size());
+    for (auto& workload : made) {
+      Shared<model::Workload> before;
+      if (previous_) before = previous_->find_workload(workload.ns, workload.name);
+      add(reuse(before, std::move(workload)));
+    }
+    content_.mesh.peers = peer_rules(store_, facts, evidence, options_.unknown_peer);
+  }
+
+  // Some CNIs give addresses from ranges of their own and leave Node.spec.podCIDRs without meaning. Our own
+  // pods show it.
+  bool pods_follow_ranges() const {
+    const auto* node = store_.find("Node", "", options_.node);
+    if (!node) return true;
+    const auto& ranges = static_cast<const NodeSpec&>(*node->decoded).pod_cidrs;
+    auto inside = [&](const Addr& address) {
+      bool of_family = std::ranges::any_of(
+          ranges, [&](const Cidr& range) { return range.network.is_v4() == address.is_v4(); });
+      return !of_family ||
+             std::ranges::any_of(ranges, [&](const Cidr& range) { return range.contains(address); });
+    };
+    return std::ranges::all_of(by_address_, [&](const auto& entry) { return inside(entry.first); });
+  }
+
+  // A Service's address is a wish: that of a pod elsewhere is not to be had. (Claims know of our own pods.)
+  void keep_from(const kube::Entry& service) {
+    for (const auto& vip : static_cast<const ServiceSpec&>(*service.decoded).vips) {
+      auto found = by_address_.find(vip);
+      if (found == by_address_.end() || found->second->origin.kind != "WorkloadSlice") continue;
+      const auto* slice = store_.find("WorkloadSlice", "", found->second->origin.name);
+      if (slice) claims_.take("address " + vip.to_string(), *slice->object, found->second->origin.section);
     }
   }
 
@@ -129,6 +189,7 @@ class Translator {
       return found == by_address_.end() ? Shared<model::Workload>{} : found->second;
     };
     for (const auto* entry : by_age(store_, "Service")) {
+      if (options_.cluster) keep_from(*entry);
       auto made = make_service(*entry, slices_, rules, options_, find_workload, claims_);
       Shared<model::Service> before;
       if (previous_) before = previous_->find_service(made.ns, made.name);

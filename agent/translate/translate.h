@@ -22,6 +22,9 @@ struct TranslateOptions {
       "istio-system";  // of ConfigMap `istio`; also the root namespace by default
   std::string cluster_domain = "cluster.local";
   std::vector<Cidr> cluster_cidrs;  // in addition to those of the Nodes
+  // The store has the Pods of `node` alone, and WorkloadSlices for the others; a folder has all Pods.
+  bool cluster = false;
+  model::UnknownPeer unknown_peer = model::UnknownPeer::hold;
 };
 
 struct Translation {

@@ -19,7 +19,21 @@ void warn_of_unknown_mode(const Object& object, Reports& reports) {
               "write ambient or none");
 }
 
-bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Reports& reports) {
+// Runtimes other than these keep the pod's network to themselves (gVisor) or in a virtual machine (Kata),
+// where its sockets are not the kernel's.
+bool runs_in_the_kernel(const kube::Store& store, const Object& pod, const PodSpec& spec, Reports& reports) {
+  if (spec.runtime_class.empty()) return true;
+  const auto* entry = store.find("RuntimeClass", "", spec.runtime_class);
+  auto handler = entry ? static_cast<const RuntimeClassSpec&>(*entry->decoded).handler : spec.runtime_class;
+  if (handler == "runc" || handler == "crun") return true;
+  reports.add(pod, Severity::warning, "spec.runtimeClassName",
+              "the Pod runs with handler \"" + handler + "\", so it is not enrolled",
+              "use a RuntimeClass with handler runc or crun, or label the Pod istio.io/dataplane-mode=none");
+  return false;
+}
+
+bool is_enrolled(const kube::Store& store, const Object& pod, const Object& ns, const PodSpec& spec,
+                 Reports& reports) {
   warn_of_unknown_mode(pod, reports);
   auto mode = pod.label(kDataplaneMode);
   bool wanted = mode == "ambient" || (mode != "none" && ns.label(kDataplaneMode) == "ambient");
@@ -31,7 +45,7 @@ bool is_enrolled(const Object& pod, const Object& ns, const PodSpec& spec, Repor
                 "remove the sidecar, or label the Pod istio.io/dataplane-mode=none");
     return false;
   }
-  return true;
+  return runs_in_the_kernel(store, pod, spec, reports);
 }
 
 bool all_digits(std::string_view text, size_t min, size_t max) {
@@ -66,30 +80,6 @@ void name_owner(const Object& pod, model::Workload& workload) {
   workload.workload_name.resize(owner->name.size() - suffix.size());
 }
 
-void name_for_telemetry(const Object& pod, model::Workload& workload) {
-  auto first_of = [&](std::initializer_list<const char*> labels, std::string_view fallback) {
-    for (auto label : labels) {
-      if (auto value = pod.label(label); !value.empty()) return std::string(value);
-    }
-    return std::string(fallback);
-  };
-  name_owner(pod, workload);
-  workload.workload_name = first_of({"service.istio.io/workload-name"}, workload.workload_name);
-  workload.app = first_of({"app", "app.kubernetes.io/name"}, "unknown");
-  workload.version = first_of({"version", "app.kubernetes.io/version"}, "unknown");
-  workload.canonical_name =
-      first_of({"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}, workload.workload_name);
-  workload.canonical_revision =
-      first_of({"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}, "latest");
-}
-
-void place(const kube::Store& store, model::Workload& workload) {
-  const auto* node = store.find("Node", "", workload.node);
-  if (!node) return;
-  workload.region = node->object->label("topology.kubernetes.io/region");
-  workload.zone = node->object->label("topology.kubernetes.io/zone");
-}
-
 // Which address, uid and network namespace are this Pod's, as far as no older object has them.
 void take_claims(const Object& pod, const PodSpec& spec, model::Workload& workload, Claims& claims) {
   workload.uid = pod.key.ns + "/" + pod.key.name;
@@ -116,6 +106,30 @@ bool check_uid(const model::Workload& workload, const Object& pod, Reports& repo
 }
 
 }  // namespace
+
+void name_from_labels(model::Workload& workload) {
+  auto first_of = [&](std::initializer_list<const char*> labels, const std::string& fallback) {
+    for (auto label : labels) {
+      auto found = workload.labels.find(label);
+      if (found != workload.labels.end() && !found->second.empty()) return found->second;
+    }
+    return fallback;
+  };
+  workload.workload_name = first_of({"service.istio.io/workload-name"}, workload.workload_name);
+  workload.app = first_of({"app", "app.kubernetes.io/name"}, "unknown");
+  workload.version = first_of({"version", "app.kubernetes.io/version"}, "unknown");
+  workload.canonical_name =
+      first_of({"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}, workload.workload_name);
+  workload.canonical_revision =
+      first_of({"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}, "latest");
+}
+
+void place(const kube::Store& store, model::Workload& workload) {
+  const auto* node = store.find("Node", "", workload.node);
+  if (!node) return;
+  workload.region = node->object->label("topology.kubernetes.io/region");
+  workload.zone = node->object->label("topology.kubernetes.io/zone");
+}
 
 std::optional<model::Workload> make_workload(const kube::Store& store, const kube::Entry& entry,
                                              const std::string& trust_domain, Claims& claims,
@@ -145,8 +159,9 @@ std::optional<model::Workload> make_workload(const kube::Store& store, const kub
   take_claims(pod, spec, workload, claims);
   if (!check_uid(workload, pod, reports)) return std::nullopt;
   place(store, workload);
-  name_for_telemetry(pod, workload);
-  workload.enrolled = is_enrolled(pod, *ns->object, spec, reports);
+  name_owner(pod, workload);
+  name_from_labels(workload);
+  workload.enrolled = is_enrolled(store, pod, *ns->object, spec, reports);
   workload.mesh = workload.enrolled ? model::Mesh::hbone : model::Mesh::none;
   return workload;
 }

@@ -14,4 +14,9 @@ std::optional<model::Workload> make_workload(const kube::Store& store, const kub
                                              const std::string& trust_domain, Claims& claims,
                                              Reports& reports);
 
+// Application, version and canonical names, from `labels` and the names that are already there.
+void name_from_labels(model::Workload& workload);
+// Region and zone, of its Node.
+void place(const kube::Store& store, model::Workload& workload);
+
 }  // namespace nodemesh::translate

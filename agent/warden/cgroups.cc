@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <fstream>
 
 namespace nodemesh::warden {
 namespace {
@@ -65,6 +66,32 @@ std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::strin
   return std::nullopt;
 }
 
+bool has_processes(const std::string& cgroup) {
+  std::ifstream events(cgroup + "/cgroup.events");
+  std::string key;
+  for (int value = 0; events >> key >> value;) {
+    if (key == "populated") return value != 0;
+  }
+  return true;
+}
+
+std::string kubepods_above(std::string_view process_cgroup) {
+  auto parent = [](std::string_view path) { return path.substr(0, std::min(path.rfind('/'), path.size())); };
+  for (auto path = process_cgroup; !path.empty(); path = parent(path)) {
+    auto name = base_name(path), above = base_name(parent(path));
+    bool slice = name.ends_with(kSlice) && name.contains("-pod");
+    if (!slice && !(name.starts_with("pod") && name.size() > 3)) continue;
+    std::string kubepods(parent(path));
+    for (std::string_view class_name : {kClasses[1], kClasses[2]}) {
+      bool in_class =
+          slice ? above.ends_with("-" + std::string(class_name) + std::string(kSlice)) : above == class_name;
+      if (in_class) kubepods = parent(kubepods);
+    }
+    return base_name(kubepods).contains("kubepods") ? kubepods : "";
+  }
+  return "";
+}
+
 KubepodsWatch::KubepodsWatch(io::Reactor& reactor, std::string kubepods,
                              std::move_only_function<void()> changed)
     : reactor_(reactor), kubepods_(std::move(kubepods)), changed_(std::move(changed)) {}
@@ -86,6 +113,11 @@ void KubepodsWatch::watch_classes() {
     ::inotify_add_watch(inotify_.get(), class_directory(kubepods_, class_name).c_str(),
                         IN_CREATE | IN_DELETE | IN_MOVED_TO | IN_MOVED_FROM | IN_ONLYDIR);
   }
+}
+
+// The kernel reports a change of this file's content as a modification (cgroup-v2: cgroup.events).
+void KubepodsWatch::follow(const std::string& pod_cgroup) {
+  ::inotify_add_watch(inotify_.get(), (pod_cgroup + "/cgroup.events").c_str(), IN_MODIFY);
 }
 
 void KubepodsWatch::on_events(uint32_t) {

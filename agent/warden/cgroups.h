@@ -29,6 +29,12 @@ struct PodCgroup {
 // The pod's directory if kubelet has made it.
 std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::string_view uid);
 
+// Whether a process is in the group or below; true where the kernel does not say.
+bool has_processes(const std::string& cgroup);
+// The kubepods directory above a pod's process, by its path in the cgroup2 hierarchy as /proc/<pid>/cgroup
+// has it on the host; empty when the path is no pod's. Pure.
+std::string kubepods_above(std::string_view process_cgroup);
+
 // Calls `changed` (on the reactor, once per burst) when a directory appears or goes below kubepods or one of
 // its QoS classes. A loss of events is a change too; what the watch cannot see, the caller's poll must.
 class KubepodsWatch final : private io::EventHandler {
@@ -36,6 +42,8 @@ class KubepodsWatch final : private io::EventHandler {
   KubepodsWatch(io::Reactor& reactor, std::string kubepods, std::move_only_function<void()> changed);
   ~KubepodsWatch();
   Result<> start();
+  // Also when the first process enters this pod's group, or the last one leaves.
+  void follow(const std::string& pod_cgroup);
 
  private:
   void on_events(uint32_t events) override;

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/log.h"
 #include "io/reactor.h"
 #include "kernel/capture.h"
 #include "warden/cgroups.h"
@@ -20,6 +21,7 @@
 #include "warden/namespaces.h"
 #include "warden/opener.h"
 #include "warden/pod_source.h"
+#include "warden/processes.h"
 #include "warden/source_route.h"
 
 namespace nodemesh::warden {
@@ -27,7 +29,7 @@ namespace nodemesh::warden {
 struct WardenOptions {
   std::string kubepods;        // cgroup2 directory
   std::string proxy_cgroup;    // cgroup2 directory of proxy and opener
-  std::string proc = "/proc";  // a procfs whose sys/net may be written
+  std::string proc = "/proc";  // the host's procfs; its sys/net may be written
   uint32_t max_workers = kMaxWorkers;
   uint64_t generation = 1;
   bool fail_open = false, strict = false;  // as the kernel was told; passed on for display
@@ -58,6 +60,7 @@ class Warden final : private ProxyChannelEvents {
     std::optional<NetNs> netns;
     std::string netns_path;
     std::vector<Addr> addresses;  // as the kernel knows them
+    std::vector<Addr> found;      // those of the namespace, for as long as the object names none
     SourceRoute route;
     std::vector<SockAddr> probes;
     PodListeners listeners;
@@ -97,6 +100,9 @@ class Warden final : private ProxyChannelEvents {
   void reconcile_pod(LocalPod& pod);
   void follow_cgroup(LocalPod& pod, bool enrolled);
   Result<> find_namespace(LocalPod& pod);
+  Result<FoundNamespace> open_namespace(const LocalPod& pod) const;
+  Result<> find_addresses(LocalPod& pod) const;
+  bool still_there(LocalPod& pod) const;
   Result<> enrol(LocalPod& pod);
   Result<> refresh(LocalPod& pod);
   void set_probes(LocalPod& pod);
@@ -111,7 +117,7 @@ class Warden final : private ProxyChannelEvents {
   void release_closed(const LocalPod& pod);
   bool lives_in(const LocalPod& pod, uint64_t cookie) const;
   void sweep_closed();
-  void complain(LocalPod& pod, const std::string& why);
+  void complain(LocalPod& pod, const std::string& why, log::Level level = log::Level::warn);
   void check(const Result<>& done, std::string_view what);
   LocalPod* find_by_cookie(uint64_t cookie);
   Pod describe(const LocalPod& pod) const;
@@ -166,6 +172,7 @@ class Warden final : private ProxyChannelEvents {
   bool adoption_settled_ = false;
   std::set<std::string> audit_findings_;
   KubepodsWatch watch_;
+  const HostProcesses processes_;
   io::Timer poll_, beat_, audit_, orphaned_;
 };
 

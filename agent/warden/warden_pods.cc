@@ -18,6 +18,12 @@ std::string name_of(const model::Workload& workload) {
   return workload.ns + "/" + workload.name;
 }
 
+bool is_global(const Addr& address) {
+  static const Cidr kLocal[] = {*Cidr::parse("fe80::/10"), *Cidr::parse("169.254.0.0/16")};
+  return !address.is_loopback() && !address.is_unspecified() &&
+         std::ranges::none_of(kLocal, [&](const Cidr& range) { return range.contains(address); });
+}
+
 bool wants_capture(const model::Workload& workload) {
   return workload.enrolled && !workload.host_network;
 }
@@ -30,6 +36,7 @@ Warden::Warden(io::Reactor& reactor, kernel::Capture& capture, Opener& opener, W
       opener_(opener),
       options_(std::move(options)),
       watch_(reactor, options_.kubepods, [this] { reconcile(); }),
+      processes_(options_.proc),
       poll_([this] {
         poll_.arm(reactor_, kPoll);
         reconcile();
@@ -75,12 +82,12 @@ void Warden::check(const Result<>& done, std::string_view what) {
   if (!done) log::error(log::Component::bpf, done.error().message, {{"doing", what}});
 }
 
-void Warden::complain(LocalPod& pod, const std::string& why) {
+void Warden::complain(LocalPod& pod, const std::string& why, log::Level level) {
   if (pod.complaint == why) return;
   pod.complaint = why;
   if (why.empty()) return;
-  log::warn(log::Component::warden, "pod cannot be enrolled and is denied until it can",
-            {{"pod", name_of(*pod.wanted)}, {"reason", why}});
+  log::write(log::Component::warden, level, "pod cannot be enrolled and is denied until it can",
+             {{"pod", name_of(*pod.wanted)}, {"reason", why}});
 }
 
 Warden::LocalPod* Warden::find_by_cookie(uint64_t cookie) {
@@ -132,13 +139,7 @@ void Warden::reconcile() {
 
 void Warden::reconcile_pod(LocalPod& pod) {
   bool enrolled = wants_capture(*pod.wanted);
-  if (pod.netns) {
-    // Another path to the same namespace is no change.
-    if (still_names(pod.wanted->netns, *pod.netns))
-      pod.netns_path = pod.wanted->netns;
-    else
-      lose(pod);
-  }
+  if (pod.netns && !still_there(pod)) lose(pod);
   if (!enrolled) {
     if (pod.netns) unenrol(pod);
     release_closed(pod);
@@ -150,8 +151,13 @@ void Warden::reconcile_pod(LocalPod& pod) {
   if (!pod.live) follow_cgroup(pod, true);
   auto done = pod.netns ? refresh(pod) : find_namespace(pod);
   if (done && !pod.netns) return;  // its predecessor in the same namespace has not left yet
-  complain(pod, done ? "" : done.error().message);
-  if (done) ensure_listeners(pod);
+  if (done) {
+    complain(pod, "");
+    return ensure_listeners(pod);
+  }
+  // Before its first process every pod passes through this.
+  bool early = done.error().reason == Reason::POD_UNKNOWN;
+  complain(pod, done.error().message, early ? log::Level::info : log::Level::warn);
 }
 
 // The state of a pod's cgroup decides for processes whose namespace is not known.
@@ -171,31 +177,48 @@ void Warden::follow_cgroup(LocalPod& pod, bool enrolled) {
   pod.cgroup_state = state;
 }
 
-// Opens the namespace, convinces itself that it is this pod's, and enrols.
+// The namespace that the object names, else that of the pod's processes.
+Result<FoundNamespace> Warden::open_namespace(const LocalPod& pod) const {
+  const model::Workload& wanted = *pod.wanted;
+  if (!wanted.netns.empty()) {
+    if (wanted.addresses.empty())
+      return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
+    auto netns = open_netns(wanted.netns);
+    if (!netns) return std::unexpected(std::move(netns.error()));
+    return FoundNamespace{std::move(*netns), wanted.netns};
+  }
+  auto cgroup = find_pod_cgroup(options_.kubepods, wanted.uid);
+  if (!cgroup) {
+    return fail(Reason::POD_UNKNOWN,
+                "Pod " + name_of(wanted) + " has no cgroup below " + options_.kubepods + " yet");
+  }
+  auto found = find_pod_netns(processes_, cgroup->path, wanted.addresses);
+  if (found) return found;
+  return fail(found.error().reason,
+              "Pod " + name_of(wanted) + ", " + cgroup->path + ": " + found.error().message);
+}
+
+// Convinces itself that the namespace is this pod's, and enrols.
 Result<> Warden::find_namespace(LocalPod& pod) {
   const model::Workload& wanted = *pod.wanted;
-  if (wanted.netns.empty()) {
-    return fail("Pod " + name_of(wanted) +
-                " names no network namespace: set its annotation nodemesh.dev/netns");
+  if (wanted.netns.empty() && pod.cgroup) watch_.follow(pod.cgroup->path);
+  auto opened = open_namespace(pod);
+  if (!opened) return std::unexpected(std::move(opened.error()));
+  auto& [netns, path] = *opened;
+  if (netns.cookie == own_cookie_ || still_names(processes_.host_netns_path(), netns))
+    return fail(path + " is the node's own network namespace, not a pod's");
+  if (LocalPod* other = find_by_cookie(netns.cookie)) {
+    return fail(path + " already belongs to Pod " + name_of(*other->wanted) + ": give each Pod its own");
   }
-  if (wanted.addresses.empty())
-    return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
-  auto netns = open_netns(wanted.netns);
-  if (!netns) return std::unexpected(std::move(netns.error()));
-  if (netns->cookie == own_cookie_)
-    return fail(wanted.netns + " is the node's own network namespace, not a pod's");
-  if (LocalPod* other = find_by_cookie(netns->cookie)) {
-    return fail(wanted.netns + " already belongs to Pod " + name_of(*other->wanted) +
-                ": give each Pod its own");
-  }
-  if (auto leaving = leaving_.find(netns->cookie); leaving != leaving_.end()) {
+  if (auto leaving = leaving_.find(netns.cookie); leaving != leaving_.end()) {
     if (leaving->second.gone || leaving->second.uid != wanted.uid) return {};
     leaving_.erase(leaving);
   }
-  pod.netns = std::move(*netns);
-  pod.netns_path = wanted.netns;
+  pod.netns = std::move(netns);
+  pod.netns_path = std::move(path);
   bool was_steered = capture_.steered(pod.netns->cookie);
-  auto enrolled = enrol(pod);
+  auto enrolled = find_addresses(pod);
+  if (enrolled) enrolled = enrol(pod);
   if (enrolled) {
     closed_.erase(pod.netns->cookie);
   } else {
@@ -209,6 +232,45 @@ Result<> Warden::find_namespace(LocalPod& pod) {
     pod.captured = false;
   }
   return enrolled;
+}
+
+// The status names a pod's addresses a second or so after its first container has started. Until then those
+// count that the runtime has given to the namespace, as far as no other pod here has them.
+Result<> Warden::find_addresses(LocalPod& pod) const {
+  pod.found.clear();
+  if (!pod.wanted->addresses.empty()) return {};
+  auto present = addresses_in(pod.netns->fd.get());
+  if (!present) return std::unexpected(std::move(present.error()));
+  for (const Addr& address : *present) {
+    bool taken = std::ranges::any_of(pods_, [&](const auto& other) {
+      const auto& theirs = other.second.wanted->addresses;
+      return !other.second.wanted->host_network && std::ranges::find(theirs, address) != theirs.end();
+    });
+    if (!taken && is_global(address) && pod.found.size() < NM_POD_ADDRESSES) pod.found.push_back(address);
+  }
+  if (!pod.found.empty()) return {};
+  return fail(Reason::POD_UNKNOWN, "Pod " + name_of(*pod.wanted) + " has no address yet");
+}
+
+// Whether the namespace is still the pod's. Another path to it is no change, nor that no process is in it for
+// a while: containers restart. A sandbox that was made anew has another.
+bool Warden::still_there(LocalPod& pod) const {
+  if (!pod.wanted->netns.empty()) {
+    if (!still_names(pod.wanted->netns, *pod.netns)) return false;
+    pod.netns_path = pod.wanted->netns;
+    return true;
+  }
+  if (still_names(pod.netns_path, *pod.netns)) return true;
+  auto cgroup = find_pod_cgroup(options_.kubepods, pod.wanted->uid);
+  if (!cgroup) return false;
+  if (!has_processes(cgroup->path)) return true;
+  if (auto path = find_same_netns(processes_, cgroup->path, *pod.netns); !path.empty()) {
+    pod.netns_path = std::move(path);
+    return true;
+  }
+  // A process that starts is in the pod's cgroup before it is in its namespace.
+  const auto& addresses = pod.wanted->addresses.empty() ? pod.found : pod.wanted->addresses;
+  return !find_pod_netns(processes_, cgroup->path, addresses);
 }
 
 Result<> Warden::enrol(LocalPod& pod) {
@@ -231,21 +293,21 @@ Result<> Warden::enrol(LocalPod& pod) {
 
 // Brings the kernel's entry up to the object: addresses and probed ports.
 Result<> Warden::refresh(LocalPod& pod) {
-  const model::Workload& wanted = *pod.wanted;
-  if (pod.addresses != wanted.addresses) {
+  const auto& wanted = pod.wanted->addresses.empty() ? pod.found : pod.wanted->addresses;
+  if (pod.addresses != wanted) {
     auto present = addresses_in(pod.netns->fd.get());
     if (!present) return std::unexpected(std::move(present.error()));
-    for (const Addr& address : wanted.addresses) {
+    for (const Addr& address : wanted) {
       if (std::ranges::find(*present, address) != present->end()) continue;
-      return fail("Pod " + name_of(wanted) + ": no interface in " + wanted.netns + " has the address " +
-                  address.to_string());
+      return fail("Pod " + name_of(*pod.wanted) + ": no interface in " + pod.netns_path +
+                  " has the address " + address.to_string());
     }
     bool on = pod.captured || !pod.live;
-    auto set = capture_.set_pod(pod.netns->cookie, wanted.addresses, on ? NM_ENROL_ON : NM_ENROL_OFF);
+    auto set = capture_.set_pod(pod.netns->cookie, wanted, on ? NM_ENROL_ON : NM_ENROL_OFF);
     if (!set) return set;
     pod.captured = on;
     bool first = pod.addresses.empty();
-    pod.addresses = wanted.addresses;
+    pod.addresses = wanted;
     if (!first) tell_all(PodUpdate{to_record(describe(pod))});
   }
   set_probes(pod);
@@ -375,9 +437,17 @@ void Warden::release_closed(const LocalPod& pod) {
 bool Warden::lives_in(const LocalPod& pod, uint64_t cookie) const {
   const model::Workload& wanted = *pod.wanted;
   struct stat file{};
-  if (wanted.host_network || wanted.netns.empty() || wanted.addresses.empty()) return false;
-  if (::stat(wanted.netns.c_str(), &file) != 0 || file.st_ino != capture_.steered_inode(cookie)) return false;
-  auto netns = open_netns(wanted.netns);
+  if (wanted.host_network || wanted.addresses.empty()) return false;
+  std::vector<std::string> paths{wanted.netns};
+  if (auto cgroup = find_pod_cgroup(options_.kubepods, wanted.uid); cgroup && wanted.netns.empty()) {
+    paths.clear();
+    for (int pid : processes_.in_cgroup(cgroup->path)) paths.push_back(processes_.netns_path(pid));
+  }
+  auto inode = capture_.steered_inode(cookie);
+  auto path = std::ranges::find_if(
+      paths, [&](const auto& one) { return ::stat(one.c_str(), &file) == 0 && file.st_ino == inode; });
+  if (path == paths.end()) return false;
+  auto netns = open_netns(*path);
   if (!netns || netns->cookie != cookie) return false;
   auto present = addresses_in(netns->fd.get());
   return present && std::ranges::all_of(wanted.addresses, [&](const Addr& address) {

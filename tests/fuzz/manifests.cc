@@ -18,11 +18,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // The first half alone is an earlier version of the same file.
   for (auto version : {text.substr(0, size / 2), text}) {
     store.set_file("fuzz.yaml", kube::parse_manifest(version, "fuzz.yaml"));
-    auto next = translate::translate(store, last.snapshot, {.node = "node1"});
+    auto next = translate::translate(store, last.snapshot, {.node = "node1", .cluster = size % 2 == 1});
     translate::new_problems(last.statuses, next.statuses);
     last = std::move(next);
   }
   for (const auto& workload : last.snapshot->workloads()) {
+    if (!workload->policy) continue;
     auto verdict = model::authorize(
         *workload->policy, {.identity = model::PeerIdentity::parse(workload->identity), .mtls = true});
     (void)translate::to_json(verdict).dump();

@@ -1,7 +1,8 @@
 // Manifests in, snapshot and statuses out. A case is a folder cases/<name>/ with in/*.yaml and the expected
 // snapshot.json and status.json; UPDATE_GOLDEN=1 rewrites them (read the difference before committing it).
 // Where a case also has in2/, that is a later state of the same folder: its expectation is snapshot2.json and
-// status2.json.
+// status2.json. A file `cluster` says that the folder stands for what an agent on Kubernetes sees: the Pods
+// of node1 alone, and WorkloadSlices.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -68,7 +69,7 @@ TEST_CASE("every case folder translates to the snapshot and the statuses beside 
     SUBCASE(dir.filename().c_str()) {
       kube::Store store(translate::kinds());
       std::set<std::string> files;
-      translate::TranslateOptions options{.node = "node1"};
+      translate::TranslateOptions options{.node = "node1", .cluster = fs::exists(dir / "cluster")};
       load(store, dir / "in", files);
       auto first = translate::translate(store, nullptr, options);
       compare(dir / "snapshot.json", translate::to_json(*first.snapshot));

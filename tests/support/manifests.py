@@ -31,7 +31,7 @@ def service_account(name, namespace):
 
 def pod(name, namespace, node, uid, addresses, netns, labels=None, service_account="default", ports=(), probes=(),
         annotations=None, host_ip=None, container="app"):
-    """ports: numbers, or (name, number); probes: ports that kubelet probes over TCP."""
+    """ports: numbers, or (name, number); probes: ports that kubelet probes over TCP; netns None: not named."""
     listed = [{"containerPort": p} if isinstance(p, int) else {"name": p[0], "containerPort": p[1]} for p in ports]
     main = {"name": container, "image": "none"}
     if listed:
@@ -40,7 +40,8 @@ def pod(name, namespace, node, uid, addresses, netns, labels=None, service_accou
         main["readinessProbe"] = {"tcpSocket": {"port": probes[0]}}
     if len(probes) > 1:
         main["livenessProbe"] = {"tcpSocket": {"port": probes[1]}}
-    made = _object("v1", "Pod", name, namespace, labels, {NETNS_ANNOTATION: netns, **(annotations or {})},
+    named = {NETNS_ANNOTATION: netns} if netns else {}
+    made = _object("v1", "Pod", name, namespace, labels, {**named, **(annotations or {})},
                    spec={"nodeName": node, "serviceAccountName": service_account, "containers": [main]},
                    status={"phase": "Running", "hostIP": host_ip, "podIP": addresses[0],
                            "podIPs": [{"ip": address} for address in addresses],

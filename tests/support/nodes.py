@@ -124,6 +124,12 @@ class Pod:
         with open(f"{self.dir}/place.json", "w", encoding="utf-8") as out:
             json.dump({"netns": self.netns, "cgroup": f"{self.cgroup}/app"}, out)
 
+    def end_sandbox(self):
+        """Ends its processes and its namespace, as when a runtime is about to make the sandbox anew; create() does."""
+        cgroups.kill(self.cgroup)
+        netns.ip(self.node.netns, f"link del {self.link}\n", check=False)
+        netns.delete(self.netns)
+
     def remove(self):
         """Ends the pod as a kubelet would: processes, namespace, cgroup; then its object."""
         cgroups.kill(self.cgroup)
@@ -172,14 +178,17 @@ class Node:
                              f"route add unreachable fd00:244:{self.index}::/64\n")
 
     def pod(self, name, namespace="default", service_account="default", labels=None, ports=(), probes=(),
-            annotations=None, ipv4=True, ipv6=True, apply=True, container="app"):
-        """Makes a pod on this node and its API object. ipv4 and ipv6: an address, True for the next free, or False."""
+            annotations=None, ipv4=True, ipv6=True, apply=True, container="app", named=True):
+        """Makes a pod on this node and its API object.
+
+        ipv4 and ipv6: an address, True for the next free, or False. named: the object names the namespace.
+        """
         number = next(self._addresses)
         chosen = [f"10.244.{self.index}.{number}" if ipv4 is True else ipv4,
                   f"fd00:244:{self.index}::{number:x}" if ipv6 is True else ipv6]
         netns_name = self.lab.netns_name(namespace, name)
         thing = manifests.pod(name, namespace, self.name, str(uuid.uuid5(uuid.NAMESPACE_OID, netns_name)),
-                              [address for address in chosen if address], netns.path_of(netns_name), labels,
+                              [address for address in chosen if address], netns.path_of(netns_name) if named else None, labels,
                               service_account, ports, probes, annotations, self.ipv4, container)
         made = self.adopt(thing, netns_name)
         if apply:

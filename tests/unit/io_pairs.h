@@ -44,11 +44,10 @@ inline Fd socket_v4(int flags = SOCK_NONBLOCK) {
 struct Listening {
   Fd fd = socket_v4();
   SockAddr addr;
-  explicit Listening(int receive_buffer = 0) {
+  explicit Listening(int receive_buffer = 0, SockAddr any = {Addr::v4(127, 0, 0, 1), 0}) {
     if (receive_buffer > 0)
       ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     sockaddr_storage native{};
-    SockAddr any{Addr::v4(127, 0, 0, 1), 0};
     REQUIRE(::bind(fd.get(), reinterpret_cast<sockaddr*>(&native), any.to_native(native, AF_INET)) == 0);
     REQUIRE(::listen(fd.get(), 512) == 0);
     addr = io::local_address(fd.get());

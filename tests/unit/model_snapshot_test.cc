@@ -73,3 +73,34 @@ TEST_CASE("usable endpoints are of the dialled family, or of the other where tha
   port.usable_v6 = 0;
   CHECK(port.usable(v4).empty());
 }
+
+TEST_CASE("what another node says takes neither uid nor name from this node's own pods") {
+  auto make = [](const std::string& ns, const std::string& node) {
+    return std::make_shared<const Workload>(Workload{.uid = "u", .ns = ns, .name = "web", .node = node});
+  };
+  SnapshotContent content{.node = "node1"};
+  content.workloads = {make("aaa", "node2"), make("shop", "node2"), make("shop", "node1")};
+  Snapshot snapshot(std::move(content));
+  CHECK(snapshot.find_workload_by_uid("u")->node == "node1");
+  CHECK(snapshot.find_workload("shop", "web")->node == "node1");
+  CHECK(snapshot.find_workload("aaa", "web")->node == "node2");
+}
+
+TEST_CASE("of a stranger it is known that it is outside by evidence alone") {
+  auto cidr = [](const char* text) { return *Cidr::parse(text); };
+  SnapshotContent content;
+  content.mesh.cluster_cidrs = {cidr("10.244.0.0/16"), cidr("10.244.3.0/24")};
+  auto mesh_of = [&](const char* address) {
+    return Snapshot(content).mesh_of_stranger(*Addr::parse(address));
+  };
+  CHECK(mesh_of("10.244.1.1") == Mesh::none);  // a folder names everybody
+  content.mesh.peers = {.everyone_known = false,
+                        .services = {cidr("10.96.0.0/16")},
+                        .plain_ranges = {cidr("10.244.3.0/24")},
+                        .node_addresses = {*Addr::parse("10.244.255.1")}};
+  CHECK(mesh_of("10.244.1.1") == Mesh::unknown);
+  CHECK(mesh_of("10.244.3.1") == Mesh::none);
+  CHECK(mesh_of("10.244.255.1") == Mesh::none);
+  CHECK(mesh_of("10.96.0.1") == Mesh::unknown);
+  CHECK(mesh_of("203.0.113.1") == Mesh::none);
+}

@@ -90,14 +90,24 @@ TEST_CASE("the way to a destination follows from what is known of it") {
   }
 }
 
-TEST_CASE("nobody to serve and a peer of whom nothing is known are refusals that say so") {
+TEST_CASE("nobody to serve is a refusal that says so") {
   World world;
   auto empty = world.decide("10.96.0.1:81");
   REQUIRE(!empty);
   CHECK(empty.error().reason == Reason::NO_ENDPOINTS);
-  auto unknown = world.decide("10.0.3.3:80");
-  REQUIRE(!unknown);
-  CHECK(unknown.error().reason == Reason::PEER_UNKNOWN);
+}
+
+TEST_CASE("who is not known to be outside is unknown, and never sent plaintext") {
+  World world;
+  CHECK(world.decide("10.0.3.3:80")->transport == Transport::unknown);
+  auto content = world.snapshot->content();
+  content.mesh.cluster_cidrs = {*Cidr::parse("10.0.0.0/8")};
+  content.mesh.peers.everyone_known = false;
+  world.snapshot = std::make_shared<const model::Snapshot>(std::move(content));
+  CHECK(world.decide("10.0.9.9:80")->transport == Transport::unknown);
+  CHECK(world.decide("203.0.113.7:443")->transport == Transport::passthrough);
+  CHECK(world.decide("10.0.2.2:80")->transport == Transport::passthrough);
+  CHECK(world.decide("10.0.2.1:80")->transport == Transport::hbone);
 }
 
 TEST_CASE("a workload without a policy admits nobody, one with an empty policy everybody") {

@@ -1,6 +1,7 @@
 // A worker with pods and their connections: each kind of session from accept to record, and every way in
 // which one, its pod or the worker itself may go while it is in the middle of something.
 #include <doctest/doctest.h>
+#include <poll.h>
 
 #include <string>
 
@@ -229,4 +230,103 @@ TEST_CASE("a tunnel that cannot be made is told to all that wait for it") {
   world.check_reset(second);
   CHECK(world.total(Direction::outbound, Path::hbone, Reason::CONNECT_REFUSED) == 2);
   world.until([&] { return world.worker.pool->size() == 0; });
+}
+
+TEST_CASE("a server of whom nothing is known is not sent plaintext until it is known to be outside") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 50);  // 15008 refuses, which proves nothing
+  pollfd waiting{application.fd.get(), POLLIN, 0};
+  CHECK(::poll(&waiting, 1, 0) == 0);
+  CHECK(world.worker.open_connections() == 1);
+  world.know(model::Mesh::unknown);
+  turns(world.worker.reactor, 10);
+  CHECK(::poll(&waiting, 1, 0) == 0);
+  world.know(model::Mesh::none);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  client.reset();
+  server.reset();
+  world.until([&] { return world.worker.open_connections() == 0; });
+  CHECK(world.total(Direction::outbound, Path::passthrough, Reason::NONE) == 1);
+}
+
+TEST_CASE("a server of whom nothing is known is reached over HBONE when it proves to be of its namespace") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT}), application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  world.serve_tunnel(hbone);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  world.know(model::Mesh::none);  // what is proven stays
+  turns(world.worker.reactor, 5);
+  world.check_echo(client, server);
+  client.reset();
+  server.reset();
+  world.until([&] { return world.worker.open_connections() == 0; });
+  CHECK(world.total(Direction::outbound, Path::hbone, Reason::NONE) == 1);
+}
+
+TEST_CASE("a server of whom nothing is known gets the tunnel that a later snapshot asks for") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 20);  // 15008 refuses
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT});
+  world.know(model::Mesh::hbone);
+  world.serve_tunnel(hbone);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+}
+
+TEST_CASE("a server that stays unknown is refused, or sent plaintext where that is asked for") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  turns(world.worker.reactor, 20);
+  world.know(model::Mesh::unknown);  // no news, so no new patience
+  world.check_reset(client);
+  CHECK(world.total(Direction::outbound, Path::hbone, Reason::PEER_UNKNOWN) == 1);
+  world.know(model::Mesh::unknown, model::UnknownPeer::plaintext);
+  client = world.dial(application.addr);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+}
+
+TEST_CASE("a pod may go while its connection waits for a server to become known") {
+  World world;
+  world.know(model::Mesh::unknown);
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT});  // accepts and says nothing
+  Fd client = world.dial({kElsewhere, 80});
+  turns(world.worker.reactor, 5);
+  world.worker.remove_pod(kClientPod);
+  world.check_reset(client);
+  world.until([&] { return world.worker.open_connections() == 0; });
+}
+
+TEST_CASE("a NetworkPolicy that comes to deny ends shortcut and tunnel, and refuses new ones") {
+  World world;
+  Listening application;
+  Fd client = world.dial(application.addr);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  MeshClient mesh(world);
+  auto& open = mesh.open(application.addr.to_string());
+  world.until([&] { return open.status == 200; });
+  world.isolate_server();
+  world.check_reset(client);
+  world.until([&] { return open.closed == 1; });
+  CHECK(world.total(Direction::outbound, Path::same_node, Reason::POLICY_REVOKED) == 1);
+  CHECK(world.total(Direction::inbound, Path::hbone, Reason::POLICY_REVOKED) == 1);
+  client = world.dial(application.addr);
+  world.check_reset(client);
+  CHECK(world.total(Direction::outbound, Path::same_node, Reason::POLICY_NO_ALLOW) == 1);
+  auto& refused = mesh.open(application.addr.to_string());
+  world.until([&] { return refused.status != 0; });
+  CHECK(refused.status == 401);
 }

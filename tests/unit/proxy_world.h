@@ -3,6 +3,7 @@
 #pragma once
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <functional>
@@ -28,6 +29,9 @@ using telemetry::Path;
 constexpr uint64_t kClientPod = 11, kServerPod = 22;
 inline const SockAddr kClient = *SockAddr::parse("127.0.0.5:40000");
 inline const SockAddr kHbone = *SockAddr::parse("127.0.0.1:15008");
+// Of this process alone, since its port 15008 is used.
+inline const Addr kElsewhere =
+    Addr::v4(127, 99, static_cast<uint8_t>(::getpid() >> 8), static_cast<uint8_t>(::getpid()));
 constexpr uint16_t kListenerPort = 40001;  // of some worker
 
 // Plays the control thread and the warden: sockets come when the test lets them.
@@ -109,6 +113,36 @@ struct WorkerWorld {
   void add_pods() {
     worker.add_pod(pod(kClientPod, "client", Addr::v4(127, 0, 0, 5)), {}, {});
     worker.add_pod(pod(kServerPod, "server", Addr::v4(127, 0, 0, 1)), {}, {kListenerPort});
+  }
+  // A pod of another node of which the snapshot knows so much.
+  void know(model::Mesh mesh, model::UnknownPeer otherwise = model::UnknownPeer::hold) {
+    model::SnapshotContent content{.generation = ++generation, .node = "n1"};
+    content.mesh.peers = {.everyone_known = false, .unknown = otherwise};
+    auto made = *workload("server", kElsewhere, "n2", false);
+    made.uid = "elsewhere";
+    made.mesh = mesh;
+    if (mesh == model::Mesh::unknown) made.service_account.clear();
+    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
+                         workload("server", Addr::v4(127, 0, 0, 1), "n1", false),
+                         std::make_shared<const model::Workload>(std::move(made))};
+    worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
+  }
+  // The pods of this node, with a NetworkPolicy that lets nobody to the server.
+  void isolate_server() {
+    model::SnapshotContent content{.generation = ++generation, .node = "n1"};
+    auto server = *workload("server", Addr::v4(127, 0, 0, 1), "n1", false);
+    model::NetworkPolicies network;
+    network.ingress.push_back(std::make_shared<const model::NetworkPolicy>(
+        model::NetworkPolicy{.origin = {.kind = "NetworkPolicy", .ns = "default", .name = "closed"}}));
+    server.network = std::make_shared<const model::NetworkPolicies>(std::move(network));
+    content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
+                         std::make_shared<const model::Workload>(std::move(server))};
+    worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
+  }
+  // What that pod's node makes of a connection to its 15008.
+  void serve_tunnel(const Listening& hbone) {
+    InboundTunnel::begin(worker, *worker.find_pod(kServerPod),
+                         {accept(hbone), kServerPod, kClient, hbone.addr});
   }
   // `account`: both pods' service account instead of their names.
   void configure(bool denied, model::MeshSettings mesh = {}, const std::string& account = "") {

@@ -1,0 +1,38 @@
+// From this node's pods to its WorkloadSlices: which objects to create, replace and delete so that they say
+// what is so, touching as few as possible. A pure function; the control thread calls it, slice_publisher.h
+// carries it out.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "model/workload.h"
+#include "translate/workload_slice.h"
+
+namespace nodemesh::translate {
+
+// A slice as the API server has it.
+struct HeldSlice {
+  WorkloadSliceSpec spec;
+  std::string resource_version;
+};
+using HeldSlices = std::map<uint32_t, HeldSlice>;  // by number
+
+struct SliceChange {
+  enum class Verb : uint8_t { create, replace, remove };
+  Verb verb = Verb::create;
+  uint32_t number = 0;
+  WorkloadSliceSpec spec;        // empty for remove
+  std::string resource_version;  // of what is replaced or removed
+};
+
+// The changes in the order in which they must be made: slice 0, which says that all are there, comes last. A
+// pod stays in the slice that names it; new ones go where something is written anyway, then where there is
+// room. Only the node's pods with an address and a network of their own are taken.
+std::vector<SliceChange> plan_slices(const std::string& node,
+                                     const std::vector<model::Shared<model::Workload>>& pods,
+                                     const HeldSlices& held);
+
+}  // namespace nodemesh::translate

@@ -1,0 +1,103 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "warden/processes.h"
+
+using namespace nodemesh;
+using namespace nodemesh::warden;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Tree {
+  std::string path;
+  Tree() {
+    char name[] = "/tmp/nodemesh-processes-XXXXXX";
+    path = ::mkdtemp(name);
+  }
+  ~Tree() { fs::remove_all(path); }
+  void write(const std::string& file, const std::string& text) {
+    fs::create_directories(fs::path(path + "/" + file).parent_path());
+    std::ofstream(path + "/" + file) << text;
+  }
+};
+
+constexpr const char* kUid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+constexpr const char* kUnderscored = "6ba7b810_9dad_11d1_80b4_00c04fd430c8";
+
+}  // namespace
+
+TEST_CASE("a pod's processes are those of its containers, whatever the runtime calls their directories") {
+  for (const char* container : {"4f0c1e", "cri-containerd-4f0c1e.scope", "crio-4f0c1e.scope"}) {
+    Tree tree;
+    tree.write("pod/cgroup.procs", "");
+    tree.write(std::string("pod/") + container + "/cgroup.procs", "17\n4711\n");
+    tree.write("pod/another/deeper/cgroup.procs", "99\n");
+    auto pids = HostProcesses("/proc").in_cgroup(tree.path + "/pod");
+    std::ranges::sort(pids);
+    CHECK(pids == std::vector<int>{17, 99, 4711});
+  }
+  CHECK(HostProcesses("/proc").in_cgroup("/nonexistent").empty());
+}
+
+TEST_CASE("a pod whose group is not populated has no process") {
+  Tree tree;
+  tree.write("cgroup.events", "populated 0\nfrozen 0\n");
+  CHECK_FALSE(has_processes(tree.path));
+  tree.write("cgroup.events", "populated 1\nfrozen 0\n");
+  CHECK(has_processes(tree.path));
+  CHECK(has_processes(tree.path + "/nowhere"));  // not known: look
+}
+
+TEST_CASE("a process belongs to a group by whole path components") {
+  CHECK(is_in_cgroup("0::/kubepods/pod1/x\n", "/kubepods/pod1"));
+  CHECK(is_in_cgroup("0::/kubepods/pod1\n", "/kubepods/pod1"));
+  CHECK(is_in_cgroup("4:memory:/other\n1:name=systemd:/y\n0::/kubepods/pod1\n", "/kubepods/pod1"));
+  CHECK_FALSE(is_in_cgroup("0::/kubepods/pod11\n", "/kubepods/pod1"));
+  CHECK_FALSE(is_in_cgroup("0::/evil/kubepods/pod1\n", "/kubepods/pod1"));
+  CHECK_FALSE(is_in_cgroup("4:memory:/kubepods/pod1\n0::/\n", "/kubepods/pod1"));
+  CHECK_FALSE(is_in_cgroup("", "/kubepods/pod1"));
+}
+
+TEST_CASE("a directory's path in the hierarchy follows from where that is mounted") {
+  const char* host =
+      "25 1 0:22 / /sys rw - sysfs sysfs rw\n"
+      "30 25 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+  CHECK(cgroup_path_of(host, "/sys/fs/cgroup/kubepods.slice/x") == "/kubepods.slice/x");
+  CHECK(cgroup_path_of(host, "/sys/fs/cgroups/x").empty());
+  const char* container =
+      "30 25 0:26 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup rw\n"
+      "31 25 0:26 / /host/sys/fs/cgroup rw - cgroup2 cgroup rw\n"
+      "32 25 0:26 /kubepods /host\\040pods rw - cgroup2 cgroup rw\n";
+  CHECK(cgroup_path_of(container, "/host/sys/fs/cgroup/kubepods/podx") == "/kubepods/podx");
+  CHECK(cgroup_path_of(container, "/host pods/podx") == "/kubepods/podx");
+  CHECK(cgroup_path_of("", "/x").empty());
+}
+
+TEST_CASE("kubepods is found above a pod's process, in every layout") {
+  std::string cgroupfs = std::string("/kubepods/burstable/pod") + kUid + "/4f0c1e";
+  CHECK(kubepods_above(cgroupfs) == "/kubepods");
+  CHECK(kubepods_above(std::string("/kubepods/pod") + kUid + "/4f0c1e") == "/kubepods");
+  std::string systemd = std::string("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod") +
+                        kUnderscored + ".slice/cri-containerd-4f0c1e.scope";
+  CHECK(kubepods_above(systemd) == "/kubepods.slice");
+  CHECK(kubepods_above(std::string("/kubepods.slice/kubepods-pod") + kUnderscored + ".slice/crio-1.scope") ==
+        "/kubepods.slice");
+  // A node in a container of another cluster: ours is the innermost.
+  CHECK(
+      kubepods_above("/kubepods/pod1/x/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod2.slice/y") ==
+      "/kubepods/pod1/x/kubelet.slice/kubelet-kubepods.slice");
+  CHECK(kubepods_above("/user.slice/session-1.scope").empty());
+  CHECK(kubepods_above("/system.slice/podman.service").empty());
+  CHECK(kubepods_above("/").empty());
+}
+
+TEST_CASE("of a group without a process it is said that none runs yet") {
+  Tree tree;
+  auto found = find_pod_netns(HostProcesses("/proc"), tree.path, {});
+  REQUIRE(!found);
+  CHECK(found.error().reason == Reason::POD_UNKNOWN);
+}
