@@ -113,8 +113,7 @@ void InboundTunnel::record_refusal(const SockAddr& destination, const Error& err
 }
 
 void InboundTunnel::refuse(int32_t id, const SockAddr& destination, const Error& error) {
-  std::array<http::HeaderField, 1> headers = {{{":status", status_of(error.reason)}}};
-  connection_->session().respond(id, headers);
+  connection_->session().refuse(id, status_of(error.reason));
   connection_->schedule_flush();
   record_refusal(destination, error);
 }
@@ -165,11 +164,7 @@ Result<> InboundSession::authorise() {
 }
 
 void InboundSession::redecide() {
-  if (pod_.workload == nullptr) return;
-  auto admission = admit(*pod_.workload, facts());
-  if (admission.allow) return;
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  abort({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+  if (pod_.workload != nullptr) enforce(admit(*pod_.workload, facts()));
 }
 
 TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnection& connection,
@@ -222,7 +217,7 @@ void TunnelSession::on_relay_connected(int error) {
     return refuse({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
   std::array<http::HeaderField, 2> headers = {{{":status", "200"}, {"baggage", pod_.baggage}}};
   auto& connection = *relay_.connection();
-  connection.session().respond(relay_, headers, /*end=*/false);
+  connection.session().respond(relay_, headers);
   connection.schedule_flush();
   answered_ = true;
   record_.established();
@@ -232,9 +227,7 @@ void TunnelSession::on_relay_connected(int error) {
 void TunnelSession::refuse(const Error& error) {
   auto& connection = *relay_.connection();
   if (!answered_ && relay_.stream_id() > 0) {
-    std::array<http::HeaderField, 1> headers = {{{":status", status_of(error.reason)}}};
-    connection.session().respond(relay_, headers, /*end=*/true);
-    connection.session().release(relay_);
+    connection.session().refuse(relay_, status_of(error.reason));
     connection.schedule_flush();
   }
   abort(error);

@@ -274,10 +274,7 @@ void OutboundSession::redecide() {
   const auto& server = worker_.snapshot->find_workload_by_uid(server_->uid);
   if (server == nullptr) return;  // the warden says when it is gone
   server_ = server;
-  auto admission = admit(*server, facts());
-  if (admission.allow) return;
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+  enforce(admit(*server, facts()));
 }
 
 }  // namespace nodemesh::proxy
