@@ -30,6 +30,7 @@ struct ProxyConfig {
   proxy::ControlOptions control;
   CaOptions ca;
   std::string cert_lifetime = "24h";
+  std::vector<std::string> cluster_cidrs;
   std::string log_format = "text";
   uint16_t metrics_port = 15020, ready_port = 15021, admin_port = 15000;
   uid_t uid = kProxyUser;
@@ -97,6 +98,19 @@ void add_options(CLI::App& app, ProxyConfig& config) {
   add_ca_options(app, config.ca);
   app.add_option("--trust-domain", config.control.trust_domain, "unless MeshConfig names one")
       ->capture_default_str();
+  app.add_option(
+         "--root-namespace", config.control.root_namespace,
+         "of ConfigMap `istio` (MeshConfig), and of policies for all namespaces unless that names another")
+      ->capture_default_str();
+  app.add_option("--cluster-cidr", config.cluster_cidrs,
+                 "addresses of pods, besides the Nodes' spec.podCIDRs; may be repeated")
+      ->type_name("CIDR");
+  static const std::map<std::string, model::UnknownPeer> kUnknown = {
+      {"hold", model::UnknownPeer::hold}, {"plaintext", model::UnknownPeer::plaintext}};
+  app.add_option("--unknown-peer", config.control.unknown_peer,
+                 "a server that stays unknown for 5 s is refused (hold) or sent plaintext; default hold")
+      ->transform(CLI::CheckedTransformer(kUnknown))
+      ->type_name("MODE");
   app.add_option("--cert-lifetime", config.cert_lifetime, "asked of the authority, e.g. 24h or 30s")
       ->capture_default_str();
   app.add_option("--metrics-port", config.metrics_port, "/metrics")->capture_default_str();
@@ -247,6 +261,12 @@ int main(int argc, char** argv) {
   if (!lifetime)
     return cannot_start("--cert-lifetime " + config.cert_lifetime +
                         " is not a duration: write 24h, 90m or 30s");
+  for (const std::string& text : config.cluster_cidrs) {
+    auto range = nodemesh::Cidr::parse(text);
+    if (!range)
+      return cannot_start("--cluster-cidr " + text + " is no range: write 10.244.0.0/16 or fd00::/56");
+    config.control.cluster_cidrs.push_back(*range);
+  }
   auto ca = ca_settings(config.ca);
   if (!ca) return cannot_start(ca.error().message);
   config.control.certificate_lifetime = *lifetime;

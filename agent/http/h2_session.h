@@ -142,25 +142,25 @@ class H2Session {
   Result<> open(H2Stream& stream, std::span<const HeaderField> headers);
   // Server: makes `stream` the owner of request `id`.
   void accept(H2Stream& stream, int32_t id);
-  // Server: answers. With `end` the stream's sending side ends there; else data is pulled.
-  // A stream ended so is over as soon as the answer has gone, whether or not the peer ends its own side.
-  void respond(H2Stream& stream, std::span<const HeaderField> headers, bool end);
-  void respond(int32_t id, std::span<const HeaderField> headers);  // an answer without a body
+  // Server: answers; the stream's data is pulled then.
+  void respond(H2Stream& stream, std::span<const HeaderField> headers);
+  // Server: answers with a status alone and detaches the owner. The stream is over as soon as that has gone,
+  // whether or not the peer ends its own side.
+  void refuse(H2Stream& stream, std::string_view status);
+  void refuse(int32_t id, std::string_view status);  // of a request without an owner
   void resume(H2Stream& stream);
   void reset(H2Stream& stream, H2Error error);
   void reset(int32_t id, H2Error error);
   // Detaches the owner, which may then be destroyed; the stream is reset if it is still open.
   void abandon(H2Stream& stream, H2Error error);
-  // Detaches the owner of a stream that was answered in full.
-  void release(H2Stream& stream);
   void consume(H2Stream& stream, size_t bytes);
   // Tells every owner that its stream is over (internal_error): the connection is lost.
   void close_all(bool processed);
   // Sends a PING. The owner does so at an interval, which renews the budget of control frames: a connection
   // that is quiet for days exchanges more of them than a flood has.
   void ping(H2Ping kind);
-  // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, and a round trip later the last
-  // stream.
+  // The two halves of a graceful GOAWAY (RFC 9113 6.8): an announcement, whose PING the peer answers by
+  // on_ping_ack(drain), and then the last stream.
   void shutdown_notice();
   void refuse_new_streams();
 

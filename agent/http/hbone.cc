@@ -71,7 +71,7 @@ void HboneConnection::on_events(uint32_t events) {
   // A server has nothing to do, and no buffer to spend, before the peer's first byte.
   if (state_ == State::handshaking && role_ == H2Session::Role::server && !(events & ~uint32_t{EPOLLOUT}))
     return;
-  if (state_ == State::handshaking && !advance_handshake()) return;
+  if (state_ == State::handshaking) return advance_handshake();
   if ((events & EPOLLOUT) && tls_.blocked()) {
     if (!tls_.flush()) return close({Reason::TUNNEL_LOST, "the peer closed the connection"});
     if (!tls_.blocked()) schedule_flush();
@@ -90,7 +90,7 @@ bool HboneConnection::finish_connect(uint32_t events) {
   return true;
 }
 
-bool HboneConnection::advance_handshake() {
+void HboneConnection::advance_handshake() {
   auto progress = tls_.handshake();
   Error failure{Reason::NONE, {}};
   if (progress == tls::Stream::State::ok) {
@@ -106,11 +106,10 @@ bool HboneConnection::advance_handshake() {
   }
   if (!tls_.flush() && failure.reason == Reason::NONE)
     failure = {Reason::TLS_FAILED, "the peer closed the connection"};
-  if (failure.reason == Reason::NONE && peer_ == nullptr) return false;
+  if (failure.reason == Reason::NONE && peer_ == nullptr) return;
   owner_.on_hbone_handshake(*this, failure, Monotonic::now() - started_);
   if (failure.reason != Reason::NONE) {
-    close(std::move(failure));
-    return false;
+    return close(std::move(failure));
   }
   if (!session_) session_.emplace(role_, static_cast<H2SessionOwner&>(*this));
   session_->announce(peer_->alpn == tls::Alpn::nm1 ? limits_ : limits_.for_stranger());
@@ -119,7 +118,6 @@ bool HboneConnection::advance_handshake() {
   timer_.arm(reactor_, times_.ping_interval);
   schedule_flush();
   receive();
-  return false;
 }
 
 void HboneConnection::receive() {
@@ -205,7 +203,6 @@ void HboneConnection::drain() {
   if (role_ == H2Session::Role::server) {
     drain_at_ = reactor_.now();
     session_->shutdown_notice();
-    session_->ping(H2Ping::drain);
   } else {
     session_->refuse_new_streams();
   }

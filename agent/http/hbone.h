@@ -93,7 +93,7 @@ class HboneConnection final : private io::EventHandler, private H2SessionOwner {
   void on_goaway() override;
   void on_ping_ack(H2Ping kind) override;
   bool finish_connect(uint32_t events);
-  bool advance_handshake();
+  void advance_handshake();
   void receive();
   void flush();
   void refuse_new_streams();

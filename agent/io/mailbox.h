@@ -13,7 +13,7 @@ namespace nodemesh::io {
 
 class Mailbox final : private EventHandler {
  public:
-  // Created and destroyed on the reactor's thread.
+  // Created before the reactor's thread runs or on it, and destroyed when it runs no more or on it.
   explicit Mailbox(Reactor& reactor);
   ~Mailbox();
   // Any thread. Work still queued at destruction is destroyed without running.

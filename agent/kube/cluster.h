@@ -38,8 +38,7 @@ class Cluster final : public Source {
   std::vector<std::string> troubles() const override;
   std::optional<Monotonic::duration> age() const override;
 
-  // For other requests over the same connection.
-  ApiClient& client() { return client_; }
+  ApiClient* client() override { return &client_; }
   // One for each kind, in the table's order.
   std::vector<std::pair<std::string, WatchProgress>> progress() const;
   // Every watch of `kind` has told everything up to a moment at or after `since`: a bookmark or an event

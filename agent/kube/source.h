@@ -16,6 +16,8 @@
 
 namespace nodemesh::kube {
 
+class ApiClient;
+
 class Source {
  public:
   using Changed = std::move_only_function<void()>;
@@ -31,6 +33,8 @@ class Source {
   virtual std::vector<std::string> troubles() const = 0;
   // How long ago the slowest part was last known to be current; empty for a folder.
   virtual std::optional<Monotonic::duration> age() const = 0;
+  // For other requests to the same API server; null for a folder.
+  virtual ApiClient* client() { return nullptr; }
 };
 
 // Manifests in `path`. `kinds` outlives the source.

@@ -84,10 +84,11 @@ Result<> Control::start() {
                                                 std::vector{options_.trust_domain}));
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
-  auto source =
-      kube::make_source(reactor_, clock_, options_.source, translate::kinds(), {.node = options_.node});
+  auto source = kube::make_source(reactor_, clock_, options_.source, translate::kinds(),
+                                  {.node = options_.node, .root_namespace = options_.root_namespace});
   if (!source) return std::unexpected(std::move(source.error()));
   source_ = std::move(*source);
+  if (auto* client = source_->client(); client != nullptr) slices_.emplace(reactor_, *client, options_.node);
   if (auto started = source_->start([this] { reconfigure(); }); !started) return started;
   for (auto& worker : workers_) worker->start();
   renew_ticket_keys();
@@ -100,13 +101,19 @@ void Control::reconfigure() {
   // What was read first is in force even if it is nothing.
   auto before = snapshot_->generation() == 0 ? nullptr : snapshot_;
   auto translation = translate::translate(source_->store(), before,
-                                          {.node = options_.node, .trust_domain = options_.trust_domain});
+                                          {.node = options_.node,
+                                           .trust_domain = options_.trust_domain,
+                                           .mesh_config_namespace = options_.root_namespace,
+                                           .cluster_cidrs = options_.cluster_cidrs,
+                                           .cluster = slices_.has_value(),
+                                           .unknown_peer = options_.unknown_peer});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
   translated_ = clock_.now();
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
+  if (slices_) slices_->update(source_->store(), *snapshot_);
   if (!changed) return;
   access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
   for (auto& worker : workers_) {

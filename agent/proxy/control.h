@@ -16,6 +16,7 @@
 #include "io/mailbox.h"
 #include "io/reactor.h"
 #include "kube/cluster.h"
+#include "proxy/slices.h"
 #include "proxy/socket_orders.h"
 #include "proxy/worker.h"
 #include "telemetry/access_log.h"
@@ -32,6 +33,9 @@ struct ControlOptions {
   std::string run_dir;
   identity::CaClient::Settings ca;  // the certificate authority
   std::string trust_domain = "cluster.local";
+  std::string root_namespace = "istio-system";  // of ConfigMap `istio` and of policies for all namespaces
+  std::vector<Cidr> cluster_cidrs;              // of pods, in addition to the Nodes'
+  model::UnknownPeer unknown_peer = model::UnknownPeer::hold;
   size_t workers = 2;
   uid_t warden_uid = 0;
   seconds certificate_lifetime{24 * 3600};
@@ -120,6 +124,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   telemetry::Denials& denials_;
   io::Mailbox mailbox_;
   std::unique_ptr<kube::Source> source_;
+  std::optional<Slices> slices_;  // of an API server; goes before the source
   std::shared_ptr<const model::Snapshot> snapshot_;
   std::vector<kube::Status> statuses_;
   Monotonic::time_point translated_{};

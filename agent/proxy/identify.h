@@ -11,7 +11,8 @@ namespace nodemesh::proxy {
 // Where a captured client wanted to go. The pointers live as long as the snapshot.
 struct Destination {
   SockAddr dialled;
-  model::Shared<model::Service> service;     // dialled by a VIP, or the pod is the only... null: none
+  model::Shared<model::Service>
+      service;  // dialled by its VIP, or one that `dialled` is an endpoint of; or null
   const model::ServicePort* port = nullptr;  // of `service`
   model::Shared<model::Workload> workload;   // dialled by its own address; null: a VIP or a stranger
 };

@@ -113,8 +113,7 @@ void InboundTunnel::record_refusal(const SockAddr& destination, const Error& err
 }
 
 void InboundTunnel::refuse(int32_t id, const SockAddr& destination, const Error& error) {
-  std::array<http::HeaderField, 1> headers = {{{":status", status_of(error.reason)}}};
-  connection_->session().respond(id, headers);
+  connection_->session().refuse(id, status_of(error.reason));
   connection_->schedule_flush();
   record_refusal(destination, error);
 }
@@ -178,13 +177,9 @@ Result<> InboundSession::permitted() const {
 void InboundSession::redecide() {
   if (pod_.workload == nullptr) return;
   auto admission = admit(*pod_.workload, facts());
-  if (admission.allow) {
-    if (auto allowed = permitted(); !allowed)
-      abort({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
-    return;
-  }
-  if (!admission.policy.empty()) record_.decided_by(admission.policy);
-  abort({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+  if (!admission.allow) return enforce(admission);
+  if (auto allowed = permitted(); !allowed)
+    abort({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
 }
 
 TunnelSession::TunnelSession(Worker& worker, PodState& pod, http::HboneConnection& connection,
@@ -237,7 +232,7 @@ void TunnelSession::on_relay_connected(int error) {
     return refuse({io::connect_reason(error), record_.dst.to_string() + ": " + strerrordesc_np(error)});
   std::array<http::HeaderField, 2> headers = {{{":status", "200"}, {"baggage", pod_.baggage}}};
   auto& connection = *relay_.connection();
-  connection.session().respond(relay_, headers, /*end=*/false);
+  connection.session().respond(relay_, headers);
   connection.schedule_flush();
   answered_ = true;
   record_.established();
@@ -247,9 +242,7 @@ void TunnelSession::on_relay_connected(int error) {
 void TunnelSession::refuse(const Error& error) {
   auto& connection = *relay_.connection();
   if (!answered_ && relay_.stream_id() > 0) {
-    std::array<http::HeaderField, 1> headers = {{{":status", status_of(error.reason)}}};
-    connection.session().respond(relay_, headers, /*end=*/true);
-    connection.session().release(relay_);
+    connection.session().refuse(relay_, status_of(error.reason));
     connection.schedule_flush();
   }
   abort(error);

@@ -353,10 +353,7 @@ void OutboundSession::redecide() {
     if (server == nullptr) return;  // the warden says when it is gone
     server_ = server;
     auto admission = admit(*server, facts());
-    if (!admission.allow) {
-      if (!admission.policy.empty()) record_.decided_by(admission.policy);
-      return fail({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
-    }
+    if (!admission.allow) return enforce(admission);
   }
   if (auto allowed = permitted(); !allowed)
     fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});

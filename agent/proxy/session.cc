@@ -54,6 +54,12 @@ Result<> Session::note(const Admission& admission) {
   return {};
 }
 
+void Session::enforce(const Admission& admission) {
+  if (admission.allow) return;
+  if (!admission.policy.empty()) record_.decided_by(admission.policy);
+  abort({Reason::POLICY_REVOKED, "now denied: " + admission.detail});
+}
+
 void Session::leave() {
   ended_ = true;
   record_.discard();

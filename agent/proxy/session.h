@@ -58,6 +58,8 @@ class Session {
   void end(const Error& error);
   // Notes in record and metrics what a decision said.
   Result<> note(const Admission& admission);
+  // What a later decision says of an open connection: aborts it when that denies.
+  void enforce(const Admission& admission);
   // Ends without a record: the connection goes on in a session of another worker.
   void leave();
 

@@ -13,18 +13,12 @@ constexpr milliseconds kFirstBackOff{500};
 constexpr milliseconds kMaxBackOff{30'000};
 constexpr size_t kMaxPast = 64;
 
-std::string resource_version(const kube::Object& object) {
-  const auto* metadata = object.root.find("metadata");
-  const auto* version = metadata ? metadata->find("resourceVersion") : nullptr;
-  return version ? version->text : "";
-}
-
 // What the server answered. Content that cannot be read is taken as empty, so that it is replaced.
 std::optional<HeldSlice> parse_reply(const std::string& body) {
   auto manifest = kube::parse_manifest(body, "the API server's answer");
   if (manifest.objects.size() != 1) return std::nullopt;
   const auto& object = *manifest.objects[0];
-  HeldSlice held{.resource_version = resource_version(object)};
+  HeldSlice held{.resource_version = object.resource_version};
   if (held.resource_version.empty()) return std::nullopt;
   kube::Problems problems;
   kube::Fields fields(&object.root, problems);
@@ -87,7 +81,7 @@ void SlicePublisher::observe(const kube::Store& store) {
     auto number = slice_number(node_, entry.object->key.name);
     if (!number) continue;
     present.insert(*number);
-    auto version = resource_version(*entry.object);
+    const std::string& version = entry.object->resource_version;
     Known& known = known_[*number];
     known.seen = true;
     if (version != known.held.resource_version && !known.past.contains(version))

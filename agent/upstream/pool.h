@@ -57,7 +57,8 @@ class TunnelPool {
              telemetry::MetricShard& metrics, const http::HboneTimes& times);
   ~TunnelPool();
 
-  // A connection with room for a stream: at once (returned, `waiter` is not kept), or later by `waiter`.
+  // A connection with room for a stream: at once (returned, `waiter` is not kept), or null and `waiter` is
+  // told, within this call when no connection can be made.
   http::HboneConnection* acquire(const PoolSource& source, const TunnelKey& key, TunnelWaiter& waiter);
   void cancel(TunnelWaiter& waiter);
   // The pod is gone or its identity is lost: its connections end now.

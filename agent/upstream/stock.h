@@ -15,7 +15,7 @@
 
 namespace nodemesh::upstream {
 
-// Someone who waits for a socket. Destroying it cancels.
+// Someone who waits for a socket. It must cancel() before it dies.
 class SocketWaiter {
  public:
   virtual void on_socket(Fd socket) = 0;
@@ -36,7 +36,7 @@ class SocketStock {
   void cancel(SocketWaiter& waiter);
   void add(warden::SocketKind kind, std::vector<Fd> sockets);
   void none(warden::SocketKind kind, const Error& error);
-  // Closes what has not been used for a minute; call now and then. True while anything is kept.
+  // Closes what has not been used for a minute; call now and then.
   void trim(Monotonic::time_point now);
   void clear(const Error& error);
 

@@ -41,7 +41,7 @@ class TranslatedPods final : public PodSource {
 
 Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
                                                    const kube::SourceChoice& choice, std::string node) {
-  kube::ClusterOptions options{.node = node, .only_kinds = {"Pod", "Namespace"}};
+  kube::ClusterOptions options{.node = node, .only_kinds = {"Pod", "Namespace", "RuntimeClass"}};
   auto source = kube::make_source(reactor, clock, choice, translate::kinds(), std::move(options));
   if (!source) return std::unexpected(std::move(source.error()));
   return std::make_unique<TranslatedPods>(std::move(*source), std::move(node));

@@ -70,16 +70,16 @@ struct Side final : H2SessionOwner {
   void on_request(int32_t id, const HeaderBlock& headers, bool) override {
     auto bits = static_cast<uint8_t>(how ^ headers.authority.size() ^ static_cast<size_t>(id));
     if (headers.used > 100) std::abort();
-    HeaderField ok[] = {{":status", bits & 64 ? "200" : "401"}};
-    if ((bits & 192) == 0) return session.respond(id, ok);
+    if ((bits & 192) == 0) return session.refuse(id, "401");
     if ((bits & 192) == 64) return session.reset(id, H2Error::refused_stream);
     auto& owner = owners.emplace_back(std::make_unique<Owner>(session, bits));
     session.accept(*owner, id);
-    session.respond(*owner, ok, (bits & 64) == 0);
     if ((bits & 64) == 0) {
-      session.release(*owner);
       owner->over = true;
+      return session.refuse(*owner, "401");
     }
+    HeaderField ok[] = {{":status", "200"}};
+    session.respond(*owner, ok);
   }
   uint8_t how;
   std::vector<std::unique_ptr<Owner>> owners;
@@ -114,7 +114,7 @@ void run(H2Session::Role role, uint8_t bits, std::span<const uint8_t> bytes) {
     bytes = bytes.subspan(count);
   }
   if (bits & 2) side.session.shutdown_notice(), side.session.refuse_new_streams();
-  if (bits & 4) side.session.ping(http::H2Ping::alive);
+  if (bits & 4) side.session.ping(H2Ping::alive);
   send();
 }
 

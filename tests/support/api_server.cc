@@ -63,7 +63,7 @@ class ApiServer::Connection final : private io::EventHandler, private http::H2Se
       auto& part = stream_of(call);
       std::vector<http::HeaderField> fields = {{":status", code}};
       for (const auto& [name, value] : headers) fields.push_back({name, value});
-      session_->respond(part, fields, false);
+      session_->respond(part, fields);
       if (body != nullptr) part.out += *body, part.ended = true, session_->resume(part);
       return flush();
     }

@@ -166,7 +166,9 @@ def exchange(host, port, send=0, half_close=False, reset=False, timeout=10.0, fi
     checksum = 0
     try:
         sock = dial(host, port, timeout)
-        result.update(connected=True, local=list(sock.getsockname()[:2]), peer=list(sock.getpeername()[:2]))
+        result.update(connected=True, local=list(sock.getsockname()[:2]))
+        with contextlib.suppress(OSError):  # already reset: recv will say so
+            result["peer"] = list(sock.getpeername()[:2])
         left = memoryview(pattern(send))
         writing, selector = True, selectors.DefaultSelector()
         sock.setblocking(False)

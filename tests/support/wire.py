@@ -14,14 +14,14 @@ class Wire(Mesh):
     """The mesh of support/mesh.py and a third node without an agent, whose pods are in the mesh all the same: a test
     plays the agent there, with credentials of the lab's own authority."""
 
-    def __init__(self, lab):
+    def __init__(self, lab, extra=()):
         super().__init__(lab, start=False)
         self.node3 = lab.node("node3")
         self.peer = self.node3.pod("peer", "shop", "peer", {"app": "peer"})
         lab.write_manifests()
         lab.start_controller()
         for node in (self.node1, self.node2):
-            node.start_agent()
+            node.start_agent(extra=extra)
         self.authority = certificates.Authority.of_lab(lab)
         self.good = self.authority.issue(self.peer.identity)
 

@@ -65,7 +65,7 @@ struct Side final : H2SessionOwner {
     session.accept(*stream, id);
     if (!answer) return;
     HeaderField ok[] = {{":status", "200"}};
-    session.respond(*stream, ok, false);
+    session.respond(*stream, ok);
   }
   void on_request_refused(const Error& error) override { refused.push_back(error.reason); }
   void on_goaway() override { ++goaways; }

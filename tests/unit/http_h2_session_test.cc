@@ -259,8 +259,7 @@ TEST_CASE("a refusal without a body is told with its status, and the client's ca
   for (int i = 0; i < 2000; ++i) {
     auto& stream = wire.open();
     REQUIRE(wire.move(wire.client, wire.server));
-    HeaderField denied[] = {{":status", "401"}};
-    wire.server.session.respond(stream.stream_id(), denied);
+    wire.server.session.refuse(stream.stream_id(), "401");
     wire.settle();
     REQUIRE(stream.status == 401);
     wire.client.session.abandon(stream, H2Error::cancel);
@@ -279,13 +278,10 @@ TEST_CASE("a refused stream is over when its answer has gone, whether or not its
     wire.server.answer = false;
     auto& stream = wire.open();
     REQUIRE(wire.move(wire.client, wire.server));
-    HeaderField denied[] = {{":status", "401"}};
     if (owned) {
-      auto& at_server = wire.at_server(stream);
-      wire.server.session.respond(at_server, denied, /*end=*/true);
-      wire.server.session.release(at_server);
+      wire.server.session.refuse(wire.at_server(stream), "401");
     } else {
-      wire.server.session.respond(stream.stream_id(), denied);
+      wire.server.session.refuse(stream.stream_id(), "401");
     }
     wire.settle();
     CHECK(stream.status == 401);

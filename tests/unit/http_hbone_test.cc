@@ -53,7 +53,7 @@ struct Peer final : HboneOwner {
     stream->echo = true;
     of.session().accept(*stream, id);
     HeaderField ok[] = {{":status", "200"}};
-    of.session().respond(*stream, ok, false);
+    of.session().respond(*stream, ok);
     of.schedule_flush();
   }
   void on_hbone_handshake(HboneConnection&, const Error& error, Monotonic::duration) override {

@@ -72,7 +72,7 @@ TEST_CASE_FIXTURE(ClusterFixture, "a cluster is told once when everything is rea
   open["services"]->send(event_json("ADDED", object_json("a", 1)));
   turn_until([&] { return cluster->store().size() == 1; });
   bool answered = false;  // turns enough for a change to be told, if it were
-  cluster->client().request({.path = "/apis/bad"}, [&](Result<ApiAnswer>) { answered = true; });
+  cluster->client()->request({.path = "/apis/bad"}, [&](Result<ApiAnswer>) { answered = true; });
   turn_until([&] { return answered; });
   CHECK_FALSE(cluster->synced());
   CHECK(cluster->troubles().size() == 1);
@@ -114,7 +114,7 @@ TEST_CASE_FIXTURE(
   CHECK(asked("fieldSelector=metadata.name%3Distio"));
   CHECK(open["namespaces"]->accept.find("PartialObjectMetadata") != std::string::npos);
   CHECK(open["pods"]->accept == "application/json");
-  CHECK(cluster->client().protocol() == "h2");
+  CHECK(cluster->client()->protocol() == "h2");
   CHECK(server->accepted == 1);
 }
 

@@ -266,7 +266,7 @@ struct Tunnelled : Base {
   void answer() {
     if (!far.relay->tcp.is_open()) REQUIRE(far.relay->tcp.adopt(std::move(server_socket)));
     http::HeaderField ok[] = {{":status", "200"}};
-    far.connection->session().respond(*far.relay, ok, false);
+    far.connection->session().respond(*far.relay, ok);
     far.connection->schedule_flush();
     far.relay->start();
   }
@@ -417,9 +417,7 @@ TEST_CASE("a refused CONNECT is told with what the peer knows") {
   tunnel.answers = false;
   SUBCASE("by its status") {
     tunnel.far.on_request = [&] {
-      http::HeaderField denied[] = {{":status", "401"}};
-      tunnel.far.connection->session().respond(*tunnel.far.relay, denied, true);
-      tunnel.far.connection->session().release(*tunnel.far.relay);
+      tunnel.far.connection->session().refuse(*tunnel.far.relay, "401");
       tunnel.far.connection->schedule_flush();
     };
     tunnel.open();

@@ -44,7 +44,7 @@ struct Servers final : http::HboneOwner {
     auto& stream = streams.emplace_back(std::make_unique<Stream>());
     of.session().accept(*stream, id);
     http::HeaderField ok[] = {{":status", "200"}};
-    of.session().respond(*stream, ok, false);
+    of.session().respond(*stream, ok);
     of.schedule_flush();
   }
   void on_hbone_handshake(http::HboneConnection&, const Error&, Monotonic::duration) override {}
