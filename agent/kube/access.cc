@@ -143,7 +143,7 @@ class Kubeconfig {
     const Node* server = named(top, "clusters", "cluster", cluster);
     if (server == nullptr)
       return failed("there is no cluster \"" + cluster + "\"", "name one of its clusters");
-    if (auto read = read_cluster(*server, cluster, choice, out); !read) return std::unexpected(read.error());
+    if (auto read = read_cluster(*server, cluster, out); !read) return std::unexpected(read.error());
     const Node* person = named(top, "users", "user", user);
     if (person == nullptr && !user.empty())
       return failed("there is no user \"" + user + "\"", "name one of its users");
@@ -172,22 +172,18 @@ class Kubeconfig {
     return name.empty() ? nullptr : found;
   }
 
-  Result<> read_cluster(const Node& node, const std::string& name, const KubeconfigChoice& choice,
-                        Access& out) {
+  Result<> read_cluster(const Node& node, const std::string& name, Access& out) {
     Fields fields(&node, problems_);
     if (auto server = parse_server(fields.text("server").value_or(""), out); !server)
       return failed(fmt::format("cluster \"{}\": {}", name, server.error().message), "correct its server");
     if (auto server_name = fields.text("tls-server-name"); server_name && !server_name->empty())
       out.server_name = *server_name;
     if (fields.boolean("insecure-skip-tls-verify").value_or(false)) {
-      if (!choice.allow_skip_verify) {
-        return failed(
-            fmt::format("cluster \"{}\" says insecure-skip-tls-verify, with which anybody on the path "
-                        "could be the API server",
-                        name),
-            "write certificate-authority-data instead, or ask for it on the command line");
-      }
-      out.skip_verify = true;
+      return failed(
+          fmt::format("cluster \"{}\" says insecure-skip-tls-verify, with which anybody on the path "
+                      "could be the API server",
+                      name),
+          "write certificate-authority-data instead");
     }
     if (fields.text("proxy-url")) {
       return failed(fmt::format("cluster \"{}\" has a proxy-url, which is not supported", name),

@@ -30,7 +30,6 @@ struct Access {
   std::string path_prefix;  // "" or "/k8s/clusters/x", without a slash at the end
   std::string server_name;  // what the server's certificate must be for: a DNS name or an address
   Material roots;           // PEM; empty: the system's
-  bool skip_verify = false;
   Material token;
   Material certificate, key;  // PEM, both or none
   std::string ns = "default";
@@ -53,7 +52,6 @@ struct KubeconfigChoice {
   std::string context;             // empty: current-context
   std::string cluster;             // empty: the context's
   std::string user;                // empty: the context's
-  bool allow_skip_verify = false;  // without it insecure-skip-tls-verify is refused
 };
 Result<Access> kubeconfig_access(const KubeconfigChoice& choice, const AccessPlaces& places = {});
 // The same from the file's text. Relative paths in it are relative to `path`.

@@ -113,7 +113,7 @@ Result<tls::SslPtr> make_api_ssl(const Access& access) {
   SSL_CTX_set_session_cache_mode(context.get(), SSL_SESS_CACHE_OFF);
   SSL_CTX_set_options(context.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
   SSL_CTX_set_alpn_protos(context.get(), kAlpn, sizeof kAlpn - 1);
-  SSL_CTX_set_verify(context.get(), access.skip_verify ? SSL_VERIFY_NONE : SSL_VERIFY_PEER, nullptr);
+  SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
   if (auto set = set_roots(context.get(), access); !set) return std::unexpected(set.error());
   if (auto set = set_client_certificate(context.get(), access); !set) return std::unexpected(set.error());
   tls::SslPtr ssl(SSL_new(context.get()));

@@ -105,7 +105,7 @@ void Control::reconfigure() {
                                            .trust_domain = options_.trust_domain,
                                            .mesh_config_namespace = options_.root_namespace,
                                            .cluster_cidrs = options_.cluster_cidrs,
-                                           .cluster = slices_.has_value(),
+                                           .cluster = source_->client() != nullptr,
                                            .unknown_peer = options_.unknown_peer});
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
@@ -119,6 +119,7 @@ void Control::reconfigure() {
   for (auto& worker : workers_) {
     worker->post([&to = *worker, snapshot = snapshot_]() mutable { to.set_snapshot(std::move(snapshot)); });
   }
+  for (auto& [cookie, announced] : pods_) open_when_known(announced);
   want_identities();
   log::info(log::Component::config, "configuration in force",
             {{"generation", snapshot_->generation()},
@@ -284,12 +285,16 @@ void Control::on_pod_add(warden::Pod pod, warden::PodListeners listeners) {
   auto& announced = pods_[pod.cookie];
   announced = {.pod = pod, .waiting = std::move(listeners)};
   for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.add_pod(pod, {}, {}); });
-  if (pods_known_) open(announced);
+  open_when_known(announced);
 }
 
 // A worker that accepts may at once hand over to another, or go to another pod of this node: so nobody
-// accepts before all workers have the pod, nor, in a new process, before they have all pods. Until then
-// connections wait in the backlog.
+// accepts before all workers have the pod, nor, in a new process, before they have all pods and know who they
+// are. Until then connections wait in the backlog.
+void Control::open_when_known(Announced& announced) {
+  if (pods_known_ && snapshot_->generation() > 0) open(announced);
+}
+
 void Control::open(Announced& announced) {
   warden::PodListeners listeners = std::exchange(announced.waiting, {});
   const warden::Pod& pod = announced.pod;
@@ -348,7 +353,7 @@ void Control::on_kernel_stats(const warden::KernelStats& stats) {
 
 void Control::on_snapshot_sent() {
   pods_known_ = true;
-  for (auto& [cookie, announced] : pods_) open(announced);
+  for (auto& [cookie, announced] : pods_) open_when_known(announced);
   keys_due_.schedule(reactor_);
 }
 
@@ -401,6 +406,7 @@ void Control::ask_open() {
 
 void Control::drain(milliseconds limit, std::move_only_function<void()> done) {
   drained_ = std::move(done);
+  slices_.reset();  // from now on the successor's
   link_.drain();
   for (auto& [cookie, announced] : pods_) announced.ports = {};
   for (auto& worker : workers_) worker->post([&to = *worker] { to.drain(); });

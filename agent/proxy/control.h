@@ -101,6 +101,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_snapshot_sent() override;
   void on_warden_closed(const Error& why) override;
 
+  void open_when_known(Announced& announced);
   void open(Announced& announced);
   void reconfigure();
   void give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Reason reason);

@@ -354,6 +354,11 @@ void OutboundSession::redecide() {
     server_ = server;
     auto admission = admit(*server, facts());
     if (!admission.allow) return enforce(admission);
+  } else {  // what is known of it may have changed, or be known only now
+    const auto& snapshot = *worker_.snapshot;
+    const auto& server = server_->mesh == model::Mesh::unknown ? snapshot.find_workload(target_.ip)
+                                                               : snapshot.find_workload_by_uid(server_->uid);
+    if (server != nullptr) server_ = server;
   }
   if (auto allowed = permitted(); !allowed)
     fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});

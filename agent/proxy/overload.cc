@@ -127,6 +127,7 @@ void Overload::tick() {
 
 void Overload::end_idle() {
   const auto& idle = worker_.options.idle;
+  if (idle.connection.count() == 0 && idle.stream.count() == 0) return;
   auto shortest = std::min(idle.connection.count() > 0 ? idle.connection : milliseconds::max(),
                            idle.stream.count() > 0 ? idle.stream : milliseconds::max());
   auto now = worker_.reactor.now();

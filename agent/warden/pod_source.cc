@@ -23,7 +23,9 @@ class TranslatedPods final : public PodSource {
   // The proxy reports what is wrong with objects; here it is enough that bad ones keep their last good
   // version.
   void tell() {
-    snapshot_ = translate::translate(source_->store(), snapshot_, {.node = node_}).snapshot;
+    const bool cluster = source_->client() != nullptr;
+    snapshot_ =
+        translate::translate(source_->store(), snapshot_, {.node = node_, .cluster = cluster}).snapshot;
     LocalPods pods;
     for (const auto& workload : snapshot_->workloads()) {
       if (workload->node == node_) pods.push_back(workload);

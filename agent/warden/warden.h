@@ -90,6 +90,7 @@ class Warden final : private ProxyChannelEvents {
     uint32_t workers = 0;
     std::map<uint64_t, PodListeners> returned;  // by cookie, checked
     std::set<uint64_t> told;                    // cookies it was given
+    bool joined = false;  // has been told of the pods: ready, and the source has spoken
     bool snapshot_due = false;
     bool draining = false;  // has no listeners any more; needs sockets for what is under way
     uint32_t ordered = 0;   // sockets asked of the opener for it
@@ -144,6 +145,7 @@ class Warden final : private ProxyChannelEvents {
   Proxy* find_proxy(const ProxyChannel& channel);
   Proxy* find_proxy(uint64_t id);
   bool has_serving_proxy() const;
+  void join(Proxy& proxy);
   void announce_to_draining();
 
   template <class Message>

@@ -110,7 +110,7 @@ Pod Warden::describe(const LocalPod& pod) const {
 }
 
 void Warden::set_pods(LocalPods pods) {
-  sourced_ = true;
+  const bool first = !std::exchange(sourced_, true);
   std::set<std::string_view> named;
   for (auto& workload : pods) {
     named.insert(workload->uid);
@@ -126,6 +126,10 @@ void Warden::set_pods(LocalPods pods) {
     entry = pods_.erase(entry);
   }
   reconcile();
+  if (!first) return;
+  for (auto& proxy : proxies_) {
+    if (proxy->phase == Proxy::Phase::ready) join(*proxy);
+  }
 }
 
 void Warden::reconcile() {

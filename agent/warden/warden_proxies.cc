@@ -186,12 +186,19 @@ void Warden::on_return_done(Proxy& proxy) {
       Welcome{.generation = options_.generation,
               .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
   send_keys(proxy);
+  if (!proxy.draining) orphaned_.cancel();
+  if (sourced_) join(proxy);
+}
+
+// Compares what the proxy has with the pods that there are. What an earlier warden announced is kept
+// untouched until the source has spoken, which may take long: the API server can be away.
+void Warden::join(Proxy& proxy) {
+  proxy.joined = true;
   if (proxy.draining) {
     announce_to_draining();
     return finish_snapshots();
   }
   workers_ = proxy.workers;
-  orphaned_.cancel();
   for (auto& [uid, pod] : pods_) {
     if (!pod.netns) continue;
     if (auto back = proxy.returned.find(pod.netns->cookie);
@@ -216,7 +223,7 @@ void Warden::on_return_done(Proxy& proxy) {
 // It may go on with the pods that it knows. Nobody accepts for them by that.
 void Warden::announce_to_draining() {
   for (auto& proxy : proxies_) {
-    if (proxy->phase != Proxy::Phase::ready || !proxy->draining) continue;
+    if (!proxy->joined || !proxy->draining) continue;
     for (auto& [uid, pod] : pods_) {
       if (pod.netns && proxy->told.insert(pod.netns->cookie).second)
         proxy->channel->send(PodAdd{to_record(describe(pod))});
@@ -258,7 +265,7 @@ void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::v
   if (made->size() != size_t{workers_} * NM_LISTENER_COUNT) return ensure_listeners(pod);
   pod.listeners = group(std::move(*made));
   for (auto& proxy : proxies_) {
-    if (proxy->phase == Proxy::Phase::ready && !proxy->draining) announce(*proxy, pod);
+    if (proxy->joined && !proxy->draining) announce(*proxy, pod);
   }
   finish_snapshots();
 }
@@ -266,7 +273,7 @@ void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::v
 void Warden::finish_snapshots() {
   if (!sourced_ || std::ranges::any_of(pods_, [](const auto& entry) { return entry.second.opening; })) return;
   for (auto& proxy : proxies_) {
-    if (proxy->phase != Proxy::Phase::ready || !std::exchange(proxy->snapshot_due, false)) continue;
+    if (!proxy->joined || !std::exchange(proxy->snapshot_due, false)) continue;
     proxy->channel->send(SnapshotSent{});
   }
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -67,7 +68,8 @@ struct FakeWarden final : warden::ProxyChannelEvents {
 };
 
 struct World {
-  World() {
+  explicit World(kube::SourceChoice source = {}) : choice(std::move(source)) {
+    if (choice == kube::SourceChoice{}) choice.folder = node.path + "/config";
     REQUIRE(control.start());
     until([&] { return warden.has<warden::ReturnDone>(); });
     warden.channel->send(warden::Welcome{});
@@ -85,6 +87,7 @@ struct World {
   }
 
   Node node;
+  kube::SourceChoice choice;
   io::Reactor reactor;
   Clock clock;
   telemetry::Metrics metrics{{}, clock};
@@ -93,7 +96,7 @@ struct World {
   FakeWarden warden{reactor, node.path + "/warden.sock"};
   proxy::Control control{reactor,
                          clock,
-                         {.source = {.folder = node.path + "/config"},
+                         {.source = choice,
                           .node = "node1",
                           .run_dir = node.path,
                           .ca = {.target = {.unix_path = node.path + "/ca.sock"}},
@@ -116,6 +119,22 @@ TEST_CASE("a new process accepts for no pod before it knows all pods of the node
   world.warden.channel->send(warden::SnapshotSent{});
   world.until([&] { return world.warden.has<warden::TakeoverReady>(); });
   CHECK(world.control.listeners().size() == 2 * NM_LISTENER_COUNT * kWorkers);
+}
+
+TEST_CASE("a new process accepts for no pod before it knows who the pods are") {
+  Listening silent;  // an API server that never answers
+  Node home;
+  std::ofstream(home.path + "/kubeconfig")
+      << "{apiVersion: v1, kind: Config, current-context: it, contexts: [{name: it, context: {cluster: it, "
+         "user: it}}], "
+         "users: [{name: it, user: {token: t}}], clusters: [{name: it, cluster: {server: 'https://"
+      << silent.addr.to_string() << "'}}]}";
+  World world({.kubeconfig = home.path + "/kubeconfig"});
+  world.warden.announce(11);
+  world.warden.channel->send(warden::SnapshotSent{});
+  world.settle();
+  CHECK_FALSE(world.warden.has<warden::TakeoverReady>());
+  CHECK_FALSE(world.control.not_ready().empty());
 }
 
 TEST_CASE("a pod that comes later is accepted for at once") {
