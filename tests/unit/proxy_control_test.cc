@@ -68,8 +68,9 @@ struct FakeWarden final : warden::ProxyChannelEvents {
 };
 
 struct World {
-  explicit World(kube::SourceChoice source = {}) : choice(std::move(source)) {
-    if (choice == kube::SourceChoice{}) choice.folder = node.path + "/config";
+  explicit World(kube::SourceChoice source = {})
+      : choice(source == kube::SourceChoice{} ? kube::SourceChoice{.folder = node.path + "/config"}
+                                              : source) {
     REQUIRE(control.start());
     until([&] { return warden.has<warden::ReturnDone>(); });
     warden.channel->send(warden::Welcome{});
