@@ -91,7 +91,7 @@ struct World {
   kube::SourceChoice choice;
   io::Reactor reactor;
   Clock clock;
-  telemetry::Metrics metrics{{}, clock};
+  telemetry::Metrics metrics{{.shards = kWorkers}, clock};
   telemetry::AccessLog log{reactor};
   telemetry::Denials denials;
   FakeWarden warden{reactor, node.path + "/warden.sock"};
