@@ -354,6 +354,9 @@ void OutboundSession::redecide() {
     server_ = server;
     auto admission = admit(*server, facts());
     if (!admission.allow) return enforce(admission);
+  } else if (const auto& now = worker_.snapshot->find_workload(target_.ip);
+             now != nullptr && now->uid == server_->uid) {
+    server_ = now;  // its labels, by which NetworkPolicies choose, may be others
   }
   if (auto allowed = permitted(); !allowed)
     fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});
