@@ -46,8 +46,9 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   bool key(string_t& name) override {
     if (skip_from_) return true;
     // Written by the API server and kubectl for themselves, and often most of an object.
-    bool ballast = (name == "managedFields" && open_.back().key == "metadata") ||
-                   name == "kubectl.kubernetes.io/last-applied-configuration";
+    const std::string& place = open_.back().key;
+    bool ballast = (name == "managedFields" && place == "metadata") ||
+                   (name == "kubectl.kubernetes.io/last-applied-configuration" && place == "annotations");
     if (ballast) {
       skip_from_ = depth_;
     } else {

@@ -115,10 +115,17 @@ class Remote {
         auto& workload = named(std::string(ns), std::string(claims.front().pod), *claims.front().object);
         workload.node = evidence_.node_of(address, ns);
         workload.addresses.push_back(address);
-        if (unplaced_.contains(address) || !facts_.is_plain(workload.node)) workload.mesh = Mesh::unknown;
+        if (unplaced_.contains(address) || !is_plain(address, workload.node)) workload.mesh = Mesh::unknown;
       }
       unplaced_.erase(address);
     }
+  }
+
+  // An address in another node's range is not made plain by who puts it on a plain node: the EndpointSlice
+  // may be of a namespace that is not the pod's.
+  bool is_plain(const Addr& address, std::string_view node) const {
+    auto range = evidence_.node_of_range(address);
+    return (range.empty() || range == node) && facts_.is_plain(node);
   }
 
   // A pod has a slice of endpoints for each family.

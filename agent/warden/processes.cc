@@ -20,6 +20,9 @@ namespace fs = std::filesystem;
 
 // PROC_CGROUP_INIT_INO of the kernel's include/linux/proc_ns.h.
 constexpr ino_t kInitialCgroupNamespace = 0xEFFFFFFB;
+// Namespaces looked into for one pod. Any process may make as many as it likes in a user namespace, and the
+// warden, whose heartbeat keeps pods that nobody has named from passing, must not be held up by them.
+constexpr size_t kMostNamespaces = 256;
 
 std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -173,11 +176,12 @@ Result<FoundNamespace> find_pod_netns(const HostProcesses& processes, const std:
     if (!identity || !seen.insert(*identity).second) continue;
     last = {Reason::INTERNAL, "its processes are in the node's own network namespace"};
     if (identity == host) continue;
+    if (seen.size() > kMostNamespaces) {
+      return fail("its processes are in more than " + std::to_string(kMostNamespaces) +
+                  " network namespaces: end those that make them");
+    }
     auto netns = open_netns(path);
     if (!netns) return std::unexpected(std::move(netns.error()));
-    // The id may be another process's by now.
-    auto now = processes.in_cgroup(cgroup);
-    if (std::ranges::find(now, pid) == now.end()) continue;
     auto present = addresses_in(netns->fd.get());
     if (!present) return std::unexpected(std::move(present.error()));
     bool all = std::ranges::all_of(addresses, [&](const Addr& address) {
@@ -185,6 +189,9 @@ Result<FoundNamespace> find_pod_netns(const HostProcesses& processes, const std:
     });
     last.message = "no network namespace of its processes has the address " + join(addresses);
     if (!all) continue;
+    // The id may be another process's by now. Asked last: it reads as much as all that was done until here.
+    auto now = processes.in_cgroup(cgroup);
+    if (std::ranges::find(now, pid) == now.end()) continue;
     if (found) return fail("two network namespaces of its processes have its addresses, so neither is taken");
     found = FoundNamespace{std::move(*netns), std::move(path)};
   }

@@ -48,7 +48,8 @@ struct FoundNamespace {
 };
 // The network namespace of the pod whose cgroup this is: that of its processes, with all of `addresses`, and
 // not the host's. Errors: POD_UNKNOWN while no process runs; INTERNAL with what is wrong otherwise, among it
-// that two of its namespaces would do.
+// that two of its namespaces would do, or that they are more than 256, which a process without rights can
+// make and nobody should wait for.
 Result<FoundNamespace> find_pod_netns(const HostProcesses& processes, const std::string& cgroup,
                                       const std::vector<Addr>& addresses);
 // A path that names `netns` by another process of the cgroup; empty: none is left.

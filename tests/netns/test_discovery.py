@@ -19,6 +19,14 @@ def reaches(client, server):
     return attempt(client, server)["how"] == "complete"
 
 
+def netns_of(pid):
+    """The inode of a process's network namespace; 0 when it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
+
+
 def over_hbone(node):
     return node.metrics().sum("istio_tcp_connections_opened_total", reporter="source",
                               connection_security_policy="mutual_tls")
@@ -88,3 +96,21 @@ def test_a_process_in_the_nodes_namespace_enrols_nobody(found):
     wait_for(lambda: "node's own network namespace" in node.agent.output(), 10, "the reason in the log")
     process.stop()
     lab.delete(thing)
+
+
+def test_a_pod_in_hundreds_of_network_namespaces_is_refused_and_holds_nobody_up(found):
+    lab, client, server = found
+    crowd = client.node.pod("crowd", "shop", "curl", named=False, apply=False)
+    crowd.spawn(["sh", "-c", "for i in $(seq 300); do unshare --net sleep infinity & done; wait"])
+
+    def namespaces():
+        with open(f"{crowd.cgroup}/app/cgroup.procs", encoding="ascii") as pids:
+            return {netns_of(int(pid)) for pid in pids}
+
+    wait_for(lambda: len(namespaces()) > 300, 30, "the crowd's namespaces")
+    lab.apply(crowd.object)
+    wait_for(lambda: "more than 256 network namespaces" in client.node.agent.output(), 20, "the reason in the log")
+    young = client.node.pod("late", "shop", "curl", named=False)
+    wait_for(lambda: reaches(young, server), 20, "a pod that came later reaches the server")
+    for pod in (young, crowd):
+        pod.remove()

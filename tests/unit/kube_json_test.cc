@@ -59,12 +59,13 @@ TEST_CASE("JSON gives the same tree as the YAML reader makes of it") {
 TEST_CASE("managed fields and the last applied configuration are read over") {
   auto tree = parse_json(R"({"metadata": {"managedFields": [{"f:spec": {"f:a": {}}}], "name": "x",
     "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "a": "b"}},
-    "spec": {"managedFields": [1]}})");
+    "spec": {"managedFields": [1], "matchLabels": {"kubectl.kubernetes.io/last-applied-configuration": "x"}}})");
   REQUIRE(tree);
   CHECK(tree->find("metadata")->find("managedFields") == nullptr);
   CHECK(tree->find("metadata")->find("name")->text == "x");
   CHECK(tree->find("metadata")->find("annotations")->children.size() == 1);
   CHECK(tree->find("spec")->find("managedFields")->children.size() == 1);
+  CHECK(tree->find("spec")->find("matchLabels")->children.size() == 1);
 }
 
 TEST_CASE("every truncation of a watch event is refused as no JSON") {

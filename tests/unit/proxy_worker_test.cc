@@ -270,6 +270,19 @@ TEST_CASE("a server of whom nothing is known is reached over HBONE when it prove
   CHECK(world.total(Direction::outbound, Path::hbone, Reason::NONE) == 1);
 }
 
+TEST_CASE("a tunnel's stream ends when its server's new labels are not among those that may be reached") {
+  World world;
+  world.let_client_reach({{"app", "web"}}, {{"app", "web"}});
+  Listening hbone(0, {kElsewhere, NM_HBONE_PORT}), application(0, {kElsewhere, 0});
+  Fd client = world.dial(application.addr);
+  world.serve_tunnel(hbone);
+  Fd server = world.accept(application);
+  world.check_echo(client, server);
+  world.let_client_reach({{"app", "web"}}, {{"app", "db"}});
+  world.check_reset(client);
+  CHECK(world.total(Direction::outbound, Path::hbone, Reason::POLICY_REVOKED) == 1);
+}
+
 TEST_CASE("a server of whom nothing is known gets the tunnel that a later snapshot asks for") {
   World world;
   world.know(model::Mesh::unknown);

@@ -127,6 +127,27 @@ struct WorkerWorld {
                          std::make_shared<const model::Workload>(std::move(made))};
     worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
   }
+  // A pod elsewhere with these labels, and a NetworkPolicy that lets the client to those that have `allowed`.
+  void let_client_reach(const std::map<std::string, std::string>& allowed,
+                        const std::map<std::string, std::string>& labels) {
+    know(model::Mesh::hbone);
+    auto content = worker.snapshot->content();
+    content.generation = ++generation;
+    auto server = *content.workloads[2];
+    server.labels = labels;
+    model::NetworkPeer peer{.namespaces = {server.ns}};
+    for (const auto& [key, value] : allowed)
+      peer.pods.push_back({.key = key, .op = model::LabelRequirement::Operator::in, .values = {value}});
+    model::NetworkPolicy policy{.origin = {.kind = "NetworkPolicy", .ns = "default", .name = "some"}};
+    policy.rules.push_back({.peers = std::vector{std::move(peer)}});
+    model::NetworkPolicies network;
+    network.egress.push_back(std::make_shared<const model::NetworkPolicy>(std::move(policy)));
+    auto client = *content.workloads[0];
+    client.network = std::make_shared<const model::NetworkPolicies>(std::move(network));
+    content.workloads[0] = std::make_shared<const model::Workload>(std::move(client));
+    content.workloads[2] = std::make_shared<const model::Workload>(std::move(server));
+    worker.set_snapshot(std::make_shared<const model::Snapshot>(std::move(content)));
+  }
   // The pods of this node, with a NetworkPolicy that lets nobody to the server.
   void isolate_server() {
     model::SnapshotContent content{.generation = ++generation, .node = "n1"};
