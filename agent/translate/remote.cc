@@ -115,10 +115,17 @@ class Remote {
         auto& workload = named(std::string(ns), std::string(claims.front().pod), *claims.front().object);
         workload.node = evidence_.node_of(address, ns);
         workload.addresses.push_back(address);
-        if (unplaced_.contains(address) || !facts_.is_plain(workload.node)) workload.mesh = Mesh::unknown;
+        if (unplaced_.contains(address) || !is_plainly(address, workload.node)) workload.mesh = Mesh::unknown;
       }
       unplaced_.erase(address);
     }
+  }
+
+  // Whoever may write EndpointSlices, in whichever namespace, may name any node for any address: that alone
+  // must not turn into plaintext what a Node says is another's.
+  bool is_plainly(const Addr& address, std::string_view node) const {
+    auto by_range = evidence_.node_of_range(address);
+    return facts_.is_plain(node) && (by_range.empty() || by_range == node);
   }
 
   // A pod has a slice of endpoints for each family.
