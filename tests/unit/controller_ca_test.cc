@@ -330,6 +330,40 @@ TEST_CASE_FIXTURE(Fixture, "a nodemesh-ca that is deleted under a running contro
   CHECK(roots_in(b.authority.trust_bundle_pem()) == 1);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "a Secret that cannot be written stays in trouble until a write succeeds or is not ours") {
+  look(a);
+  a.ca.begin();
+  api.answer_all();
+  REQUIRE(a.ca.trouble().empty());
+  api.put(kCacerts, secret_of(plain(make(clock.wall(), {.name = "new"}))));
+  api.refuse_writes = 403;
+  look(a);
+  CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+  a.ca.start();
+  while (!api.asked.empty()) {  // the next round's reads are fine, and hide nothing
+    CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+    api.answer();
+  }
+  CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+  api.broken[kCacerts] = 403;  // both are said
+  look(a);
+  CHECK(a.ca.trouble() == "Secret mesh/cacerts cannot be read: broken by the test");  // so no step is due
+  api.broken.clear();
+  look(a);
+  CHECK(a.ca.trouble().find("cannot be written") != std::string::npos);
+  a.ca.end();  // another leads: what cannot be written is not ours to write
+  look(a);
+  CHECK(a.ca.trouble().empty());
+  a.ca.begin();
+  api.answer_all();
+  CHECK(a.ca.trouble().find("cannot be written") != std::string::npos);
+  api.refuse_writes = 0;
+  look(a);
+  CHECK(a.ca.trouble().empty());
+  CHECK(a.ca.state()->next);
+}
+
 TEST_CASE_FIXTURE(Fixture, "only the leader moves the authority on") {
   look(a);
   api.put(kCacerts, secret_of(plain(make(clock.wall(), {.name = "new"}))));
