@@ -6,6 +6,7 @@
 #include <openssl/x509v3.h>
 
 #include "controller/cluster_ca.h"
+#include "controller/metrics.h"
 #include "controller/server_certificate.h"
 #include "controller/trust_bundle.h"
 #include "controller/x509_build.h"
@@ -531,6 +532,20 @@ TEST_CASE_FIXTURE(Fixture, "a trust bundle of somebody else's is never overwritt
   api.answer_all();
   CHECK(api.objects.at(kBundle)["data"]["root-cert.pem"] == "theirs");
   CHECK(publisher.trouble().find("somebody else's") != std::string::npos);
+  api.objects.erase(kBundle);
+  api.refuse_writes = 403;
+  publisher.refresh();
+  api.answer();
+  publisher.end();  // the refusal comes when it is another leader's to mend
+  api.answer_all();
+  CHECK(publisher.trouble().empty());
+}
+
+TEST_CASE("the metrics page says when the trust bundle cannot be published") {
+  CHECK(render_metrics({.bundle_good = true}).find("\nnodemesh_ca_trust_bundle_good 1\n") !=
+        std::string::npos);
+  CHECK(render_metrics({.bundle_good = false}).find("\nnodemesh_ca_trust_bundle_good 0\n") !=
+        std::string::npos);
 }
 
 TEST_CASE_FIXTURE(Fixture, "the server's certificate has the Service's names and follows the authority") {
