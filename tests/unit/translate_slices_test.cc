@@ -2,6 +2,8 @@
 // answers.
 #include <doctest/doctest.h>
 
+#include <fmt/format.h>
+
 #include <deque>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -230,6 +232,32 @@ TEST_CASE("a pod with labels without end costs a slice no more than a bounded nu
   for (int i = 0; i < 20000; ++i) hostile.labels.emplace("label-" + std::to_string(i), std::string(63, 'x'));
   auto changes = plan_slices("node1", {std::make_shared<const model::Workload>(hostile)}, {});
   CHECK(slice_json(changes[0].spec, 0, "", "").size() < 64 << 10);
+}
+
+TEST_CASE("a Pod whose labels do not fit into a slice is told which other nodes do not hear of") {
+  auto statuses = [](size_t labels, bool cluster) {
+    json pod = {
+        {"apiVersion", "v1"},
+        {"kind", "Pod"},
+        {"metadata", {{"name", "web"}, {"namespace", "shop"}, {"labels", {{"pod-template-hash", "7"}}}}},
+        {"spec", {{"nodeName", "node1"}, {"containers", json::array()}}}};
+    for (size_t i = 0; i < labels; ++i)
+      pod["metadata"]["labels"][fmt::format("label-{:03}", i)] = std::string(55, 'x');  // 64 bytes each
+    kube::Store store(kinds());
+    store.set_file("x",
+                   kube::parse_manifest(
+                       "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n" + pod.dump(), "x"));
+    std::string out;
+    for (const auto& status : translate::translate(store, {}, {.node = "node1", .cluster = cluster}).statuses)
+      for (const auto& problem : status.problems) out += status.name + ": " + problem.message + "\n";
+    return out;
+  };
+  CHECK(statuses(256, true) == "");
+  CHECK(statuses(258, true) ==
+        "web: the Pod has more than 16 KiB of labels; other nodes do not hear of \"label-256\" and those "
+        "behind "
+        "it\n");
+  CHECK(statuses(258, false) == "");  // a folder has the Pods themselves
 }
 
 TEST_CASE("what is written is read back as it was, and is refused under another node's name") {
