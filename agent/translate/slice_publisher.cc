@@ -75,17 +75,17 @@ void SlicePublisher::set_pods(std::vector<model::Shared<model::Workload>> pods) 
 void SlicePublisher::observe(const kube::Store& store) {
   if (const auto* node = store.find("Node", "", node_)) node_uid_ = node->object->uid;
   std::set<uint32_t> present;
-  for (const auto& entry : store.objects("WorkloadSlice")) {
-    const auto& spec = static_cast<const WorkloadSliceSpec&>(*entry.decoded);
-    if (spec.node != node_) continue;
-    auto number = slice_number(node_, entry.object->key.name);
+  for (const auto& newest : store.newest("WorkloadSlice")) {
+    auto number = slice_number(node_, newest.object.key.name);
     if (!number) continue;
+    const std::string& version = newest.object.resource_version;
     present.insert(*number);
-    const std::string& version = entry.object->resource_version;
     Known& known = known_[*number];
     known.seen = true;
-    if (version != known.held.resource_version && !known.past.contains(version))
-      adopt(*number, {spec, version});
+    if (version == known.held.resource_version || known.past.contains(version)) continue;
+    // What cannot be read counts as empty, so that it is replaced.
+    const auto* spec = static_cast<const WorkloadSliceSpec*>(newest.decoded);
+    adopt(*number, {spec ? *spec : WorkloadSliceSpec(), version});
   }
   // One that the store has shown and shows no more was deleted; one that it has not shown yet is ours and
   // young.

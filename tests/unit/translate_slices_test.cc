@@ -327,6 +327,24 @@ TEST_CASE_FIXTURE(World, "what somebody else changes or deletes is put right") {
   CHECK(names("node1-0").size() == 5);
 }
 
+TEST_CASE_FIXTURE(World, "a slice that somebody broke is put right without waiting for a pod's change") {
+  publisher.set_pods(pods(1, 3));
+  REQUIRE(settle());
+  watch();
+  api.meddle("node1-0", {{"node", "node1"}, {"pods", "nonsense"}});
+  watch();
+  REQUIRE(settle());
+  CHECK(names("node1-0").size() == 3);
+  api.meddle("node1-4", {{"node", "node1"}, {"pods", "nonsense"}});  // one that was never good
+  watch();
+  REQUIRE(settle());
+  CHECK(!api.objects.contains("node1-4"));
+  auto writes = publisher.writes();
+  watch();
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
+}
+
 TEST_CASE_FIXTURE(World, "slices that a process before left are taken over") {
   api.meddle("node1-0", {{"node", "node1"}});
   api.meddle("node1-7", {{"node", "node1"}});
