@@ -345,6 +345,34 @@ TEST_CASE_FIXTURE(World, "a slice that somebody broke is put right without waiti
   CHECK(publisher.writes() == writes);
 }
 
+TEST_CASE_FIXTURE(World, "late news of a slice that was removed cause no write") {
+  publisher.set_pods(pods(1, 17));
+  REQUIRE(settle());
+  watch();
+  auto old = api.objects;
+  publisher.set_pods(pods(1, 1));  // empties a slice
+  REQUIRE(settle());
+  REQUIRE(api.objects.size() == 1);
+  auto writes = publisher.writes();
+  auto now = std::exchange(api.objects, old);  // the watch lags behind
+  watch();
+  api.objects = now;
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
+  // Made anew before the news of the removal: they are not of this one.
+  publisher.set_pods(pods(1, 17));
+  REQUIRE(settle());
+  writes = publisher.writes();
+  now = std::exchange(api.objects, old);
+  watch();
+  api.objects.erase("node1-1");
+  watch();
+  api.objects = now;
+  watch();
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
+}
+
 TEST_CASE_FIXTURE(World, "slices that a process before left are taken over") {
   api.meddle("node1-0", {{"node", "node1"}});
   api.meddle("node1-7", {{"node", "node1"}});
