@@ -150,6 +150,7 @@ class Running {
     out.pods = pods_.index.size();
     out.pods_synced = pods_.synced;
     out.leads = lease_.leads();
+    out.bundle_good = bundle_.trouble().empty();
     out.secrets_good = authority_.ready() && ca_.trouble().empty();
     if (authority_.signer() != nullptr) out.signer_not_after = authority_.signer()->not_after();
     out.server_not_after = certificate_.not_after();

@@ -127,14 +127,26 @@ void ClusterCa::on_secret(ApiReply reply) {
   }
   auto state = adopt(secret);
   if (leads_ && state) return advance(std::move(secret), *state);
+  step_ended({});  // none is ours to take
   finish();
 }
 
 void ClusterCa::complain(std::string what) {
-  trouble_ = std::move(what);
-  if (trouble_ == told_) return;
-  told_ = trouble_;
-  if (!told_.empty()) log::error(log::Component::controller, told_);
+  read_trouble_ = std::move(what);
+  tell();
+}
+
+void ClusterCa::step_ended(std::string trouble) {
+  step_trouble_ = std::move(trouble);
+  tell();
+}
+
+void ClusterCa::tell() {
+  std::string all = read_trouble_;
+  if (!all.empty() && !step_trouble_.empty()) all += "; ";
+  all += step_trouble_;
+  if (all != trouble_ && !all.empty()) log::error(log::Component::controller, all);
+  trouble_ = std::move(all);
 }
 
 Result<CaState> ClusterCa::begin_with() const {
@@ -147,14 +159,12 @@ Result<CaState> ClusterCa::begin_with() const {
 // Any replica: whoever is first, it happens once. A Secret that was deleted under a running controller comes
 // back as it was: an accident must not cut the mesh off from itself.
 void ClusterCa::create() {
+  complain(plugged_trouble_);
   // An operator who gave cacerts does not want the mesh to begin with another root.
-  if (!state_ && (!plugged_known_ || (plugged_exists_ && !plugged_))) {
-    complain(plugged_trouble_);
-    return finish();
-  }
+  if (!state_ && (!plugged_known_ || (plugged_exists_ && !plugged_))) return finish();
   auto first = state_ ? Result<CaState>(*state_) : begin_with();
   if (!first) {
-    complain(first.error().message);
+    step_ended(first.error().message);
     return finish();
   }
   Json secret = {{"apiVersion", "v1"},
@@ -203,7 +213,7 @@ std::optional<CaState> ClusterCa::adopt(const Json& secret) {
   return state_;
 }
 
-std::optional<CaState> ClusterCa::next_state(const CaState& state, std::string rotation) {
+Result<std::optional<CaState>> ClusterCa::next_state(const CaState& state, std::string rotation) {
   auto now = clock_.wall();
   CaWish wish{.cacerts = plugged_, .rotation = std::move(rotation)};
   switch (due_step(state, wish, settings_.times, now)) {
@@ -219,10 +229,7 @@ std::optional<CaState> ClusterCa::next_state(const CaState& state, std::string r
       break;
   }
   auto made = make_root(settings_.trust_domain, settings_.root_lifetime, now);
-  if (!made) {
-    complain(made.error().message);
-    return std::nullopt;
-  }
+  if (!made) return std::unexpected(made.error());
   CaState out = announced(state, std::move(*made), false, settings_.times, now);
   if (!wish.rotation.empty()) out.rotation = wish.rotation;
   return out;
@@ -230,12 +237,15 @@ std::optional<CaState> ClusterCa::next_state(const CaState& state, std::string r
 
 void ClusterCa::advance(Json secret, const CaState& state) {
   auto next = next_state(state, text_at(secret, {"metadata", "annotations", kRotate}));
-  if (!next) return finish();
-  log::info(
-      log::Component::controller, "moving the authority on",
-      {{"next", next->next ? "announced, may sign from " + write_time(next->next_at) : "none"},
-       {"retired", next->retired_roots_pem.empty() ? "none" : "until " + write_time(next->retired_until)}});
-  put(std::move(secret), *next);
+  if (!next || !*next) {
+    step_ended(next ? std::string() : next.error().message);
+    return finish();
+  }
+  log::info(log::Component::controller, "moving the authority on",
+            {{"next", (*next)->next ? "announced, may sign from " + write_time((*next)->next_at) : "none"},
+             {"retired",
+              (*next)->retired_roots_pem.empty() ? "none" : "until " + write_time((*next)->retired_until)}});
+  put(std::move(secret), **next);
 }
 
 // With the resourceVersion that was read: a conflict means that somebody else took a step.
@@ -247,10 +257,12 @@ void ClusterCa::put(Json secret, const CaState& state) {
 
 void ClusterCa::on_put(ApiReply reply) {
   if (!reply.ok() && !reply.conflict()) {
-    complain(fmt::format("Secret {}/{} cannot be written: {}", settings_.ns, settings_.secret, reply.error));
+    step_ended(
+        fmt::format("Secret {}/{} cannot be written: {}", settings_.ns, settings_.secret, reply.error));
     again_ = false;
     return finish();
   }
+  step_ended({});
   again_ = true;
   finish();
 }

@@ -56,11 +56,16 @@ class ClusterCa final : public LeaderDuty {
   void create();
   std::optional<CaState> adopt(const Json& secret);
   void advance(Json secret, const CaState& state);
-  std::optional<CaState> next_state(const CaState& state, std::string rotation);
+  // The step that is due, if one is.
+  Result<std::optional<CaState>> next_state(const CaState& state, std::string rotation);
   void put(Json secret, const CaState& state);
   void on_put(ApiReply reply);
   void finish();
+  // What is wrong with what was read, and with the step that was due. Each stays until its own next turn, so
+  // that the one's success does not hide the other; what is said already is not logged again.
   void complain(std::string what);
+  void step_ended(std::string trouble);
+  void tell();
   std::string path() const { return "/api/v1/namespaces/" + settings_.ns + "/secrets"; }
   // Runs `then` with the reply unless this is gone.
   void call(kube::Verb verb, std::string where, std::string body, void (ClusterCa::*then)(ApiReply));
@@ -75,7 +80,7 @@ class ClusterCa final : public LeaderDuty {
   std::optional<CaState> state_;  // in force
   std::optional<CaMaterial> plugged_;
   bool plugged_exists_ = false, plugged_known_ = false;
-  std::string plugged_trouble_, trouble_, told_;
+  std::string plugged_trouble_, read_trouble_, step_trouble_, trouble_;
   io::Timer timer_{[this] { refresh(); }};
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };

@@ -143,19 +143,43 @@ void Lease::rest() {
                                              static_cast<double>(settings_.retry.count()) * more)));
 }
 
-void Lease::release(std::move_only_function<void()> done) {
+void Lease::release(Released done) {
   stopped_ = true;
   timer_.cancel();
   deadline_.cancel();
   if (!leads_ || !lease_.is_object()) return done();
   leads_ = false;
   on_change_(false);
-  Json& spec = lease_["spec"];
+  give_up(std::move(lease_), true, std::move(done));
+}
+
+void Lease::give_up(Json lease, bool again, Released done) {
+  Json& spec = lease["spec"];
   spec["holderIdentity"] = "";
   spec["leaseDurationSeconds"] = 1;
   spec["renewTime"] = write_time(clock_.wall());
-  api_.call(kube::Verb::put, path() + "/" + settings_.name, dump(lease_),
-            [done = std::move(done)](const ApiReply&) mutable { done(); });
+  api_.call(kube::Verb::put, path() + "/" + settings_.name, dump(lease),
+            [this, alive = std::weak_ptr<bool>(alive_), again,
+             done = std::move(done)](const ApiReply& reply) mutable {
+              if (alive.expired()) return;
+              if (again && reply.conflict()) return read_and_give_up(std::move(done));
+              if (!reply.ok() && !reply.conflict())
+                log::warn(log::Component::controller, "the lease cannot be given up",
+                          {{"lease", settings_.name}, {"error", reply.error}});
+              done();
+            });
+}
+
+// A renewal that was under way when we stopped has changed the resourceVersion since.
+void Lease::read_and_give_up(Released done) {
+  api_.call(
+      kube::Verb::get, path() + "/" + settings_.name, {},
+      [this, alive = std::weak_ptr<bool>(alive_), done = std::move(done)](const ApiReply& reply) mutable {
+        if (alive.expired()) return;
+        Json lease = parse_object(reply.body);
+        if (!reply.ok() || text_at(lease, {"spec", "holderIdentity"}) != settings_.identity) return done();
+        give_up(std::move(lease), false, std::move(done));
+      });
 }
 
 }  // namespace nodemesh::controller

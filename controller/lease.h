@@ -37,15 +37,16 @@ class Lease {
     uint64_t seed = 0;          // of the jitter; 0: from the system
   };
   using OnChange = std::function<void(bool leads)>;
+  using Released = std::move_only_function<void()>;
   // All references outlive it. `on_change` may not destroy it.
   Lease(io::Reactor& reactor, const Clock& clock, Api& api, Settings settings, OnChange on_change);
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 
   void start() { attempt(); }
-  // Gives the lease up, so that the next need not wait for it to run out. `done` runs when the server has it,
-  // or at once when we do not lead; nothing is attempted after this.
-  void release(std::move_only_function<void()> done);
+  // Gives the lease up, so that the next need not wait for it to run out. `done` runs when the server has it
+  // or will not take it, or at once when we do not lead; nothing else is attempted after this.
+  void release(Released done);
   bool leads() const { return leads_; }
   const std::string& holder() const { return holder_; }  // as last seen; empty: nobody
 
@@ -58,6 +59,8 @@ class Lease {
   void on_written(Monotonic::time_point asked, const ApiReply& reply);
   void observe(const Json& lease);
   bool runs_out(const Json& lease) const;
+  void give_up(Json lease, bool again, Released done);
+  void read_and_give_up(Released done);
   void settle(bool renewed, Monotonic::time_point at);
   void rest();
   void check_deadline();

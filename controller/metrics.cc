@@ -44,6 +44,9 @@ void authority(Page& page, const ControllerFigures& figures) {
               epoch(figures.next_signs_at));
   page.metric("nodemesh_ca_secrets_good", "gauge", "1 when nothing is wrong with the authority's Secrets.",
               figures.secrets_good ? 1 : 0);
+  page.metric("nodemesh_ca_trust_bundle_good", "gauge",
+              "1 unless this replica leads and cannot publish the trust bundle.",
+              figures.bundle_good ? 1 : 0);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct ControllerFigures {
   IssuerCounters issuer;
   TlsFront::Counters front;
   size_t connections = 0, pods = 0;
-  bool pods_synced = false, leads = false, secrets_good = false;
+  bool pods_synced = false, leads = false, secrets_good = false, bundle_good = false;
   // The epoch where there is none.
   WallClock::time_point signer_not_after{}, server_not_after{}, next_signs_at{};
 };

@@ -76,7 +76,8 @@ void TrustBundlePublisher::settle(std::string trouble) {
   asking_ = false;
   if (!trouble.empty()) trouble = fmt::format("ConfigMap {}/{}: {}", settings_.ns, settings_.name, trouble);
   if (trouble != trouble_ && !trouble.empty()) log::error(log::Component::controller, trouble);
-  trouble_ = std::move(trouble);
+  // What became of a write that was under way when we lost the lease is the next leader's to mend.
+  trouble_ = leads_ ? std::move(trouble) : std::string();
   if (!leads_) return;
   if (std::exchange(again_, false)) return refresh();
   timer_.arm(reactor_, settings_.refresh);

@@ -12,6 +12,11 @@
 #include "base/log.h"
 
 namespace nodemesh::controller {
+namespace {
+
+constexpr auto kDescriptorPause = milliseconds(100);  // when there is none left for another connection
+
+}  // namespace
 
 Result<Fd> listen_unix(const std::string& path, gid_t gid) {
   sockaddr_un address{};
@@ -58,10 +63,12 @@ UnixFront::~UnixFront() {
   ::unlink(settings_.path.c_str());
 }
 
-void UnixFront::on_events(uint32_t) {
+void UnixFront::accept_all() {
   while (true) {
     Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!peer && (errno == EINTR || errno == ECONNABORTED)) continue;
+    // Edge-triggered: without descriptors no event would come for those who wait already.
+    if (!peer && errno != EAGAIN) return accept_again_.arm(reactor_, kDescriptorPause);
     if (!peer) return;
     ucred who{};
     socklen_t size = sizeof who;

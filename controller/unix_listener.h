@@ -39,12 +39,14 @@ class UnixFront final : private io::EventHandler {
  private:
   UnixFront(io::Reactor& reactor, Settings settings, Accepted accepted)
       : reactor_(reactor), settings_(std::move(settings)), accepted_(std::move(accepted)) {}
-  void on_events(uint32_t) override;
+  void on_events(uint32_t) override { accept_all(); }
+  void accept_all();
 
   io::Reactor& reactor_;
   const Settings settings_;
   Accepted accepted_;
   Fd socket_;
+  io::Timer accept_again_{[this] { accept_all(); }};
 };
 
 }  // namespace nodemesh::controller

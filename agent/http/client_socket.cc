@@ -25,7 +25,7 @@ constexpr unsigned char kH2[] = {2, 'h', '2'};
 Result<std::string> read_file(const std::string& path) {
   Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file) return fail_errno("roots file " + path);
-  std::string out(kMaxRoots, '\0');
+  std::string out(kMaxRoots + 1, '\0');
   size_t size = 0;
   while (size < out.size()) {
     ssize_t got = ::read(file.get(), out.data() + size, out.size() - size);
@@ -34,6 +34,8 @@ Result<std::string> read_file(const std::string& path) {
     if (got == 0) break;
     size += static_cast<size_t>(got);
   }
+  if (size > kMaxRoots)
+    return fail("roots file " + path + " is longer than 1 MiB; name a file with the roots alone");
   out.resize(size);
   return out;
 }

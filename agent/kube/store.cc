@@ -239,6 +239,28 @@ std::span<const Entry> Store::objects(std::string_view kind) const {
   return table.sorted;
 }
 
+std::vector<Store::Newest> Store::newest(std::string_view kind) const {
+  std::vector<Newest> out;
+  auto add = [&](const Version& version) {
+    bool good = version.newest == version.good.object;
+    out.push_back({*version.newest, good ? version.good.decoded.get() : nullptr});
+  };
+  for (const auto& one : kinds_) {
+    if (one.name != kind) continue;
+    ObjectKey first{.group = std::string(one.group), .kind = std::string(one.name)};
+    for (auto at = singles_.lower_bound(first); at != singles_.end(); ++at) {
+      if (at->first.group != first.group || at->first.kind != first.kind) break;
+      add(at->second);
+    }
+  }
+  for (const auto& [name, file] : files_) {
+    for (const auto& version : file.versions) {
+      if (version.newest->key.kind == kind) add(version);
+    }
+  }
+  return out;
+}
+
 const Entry* Store::find(std::string_view kind, std::string_view ns, std::string_view name) const {
   auto table = in_force_.find(kind);
   if (table == in_force_.end()) return nullptr;

@@ -59,6 +59,13 @@ class Store {
   // change of the kind.
   std::span<const Entry> objects(std::string_view kind) const;
   const Entry* find(std::string_view kind, std::string_view ns, std::string_view name) const;
+  // The newest versions of a kind's objects, those that are refused as well, for whoever writes the objects
+  // itself and must see what became of them. Valid until the next change. O(n) of the kind.
+  struct Newest {
+    const Object& object;
+    const Decoded* decoded;  // null: refused, or a kind without a reader
+  };
+  std::vector<Newest> newest(std::string_view kind) const;
   size_t size() const { return size_; }
   // One for every object and every unreadable document, by file and line. Valid until the next change.
   const std::vector<Status>& statuses() const;

@@ -9,8 +9,7 @@
 // 429, 503 with Retry-After       waits as told (at most 2 minutes)
 // other 4xx/5xx, a lost stream    waits 0.5 s, doubling, at most 30 s, with jitter; then resumes
 // 404                             the next version of the group; when none is there the resource is absent:
-// an
-//                                 optional one is then synced and empty, asked for once a minute or at
+//                                 an optional one is then synced and empty, asked for once a minute or at
 //                                 poke(). One that was there is taken for gone at the second 404 in a row.
 // 403                             keeps what is known, says once what right is missing, asks once a minute
 // 400, 422 to sendInitialEvents   pages instead of WatchList from then on

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <set>
 
 namespace nodemesh::translate {
@@ -17,18 +18,18 @@ constexpr std::array<std::string_view, 5> kFleeting{"pod-template-hash", "contro
 // A tenant's pod may carry labels without end; a slice must stay far below what etcd takes.
 constexpr size_t kMaxLabelBytes = 16 << 10;
 
+bool is_fleeting(std::string_view key) {
+  return std::ranges::find(kFleeting, key) != kFleeting.end();
+}
+
 Slice::Template template_of(const model::Workload& pod) {
   Slice::Template out{.ns = pod.ns,
                       .service_account = pod.service_account,
                       .owner_type = pod.workload_type,
                       .owner_name = pod.workload_type == "pod" ? "" : pod.workload_name};
-  size_t bytes = 0;
-  for (const auto& [key, value] : pod.labels) {
-    if (std::ranges::find(kFleeting, key) != kFleeting.end()) continue;
-    bytes += key.size() + value.size();
-    if (bytes > kMaxLabelBytes) break;
-    out.labels.emplace(key, value);
-  }
+  std::copy_if(pod.labels.begin(), first_label_left_out(pod.labels),
+               std::inserter(out.labels, out.labels.end()),
+               [](const auto& label) { return !is_fleeting(label.first); });
   if (pod.mesh == model::Mesh::hbone) out.protocols = {"nm1", "h2"};
   return out;
 }
@@ -112,6 +113,15 @@ Draft& place_for_new(std::map<uint32_t, Draft>& drafts) {
 }
 
 }  // namespace
+
+std::map<std::string, std::string>::const_iterator first_label_left_out(
+    const std::map<std::string, std::string>& labels) {
+  size_t bytes = 0;
+  return std::ranges::find_if(labels, [&](const auto& label) {
+    if (!is_fleeting(label.first)) bytes += label.first.size() + label.second.size();
+    return bytes > kMaxLabelBytes;
+  });
+}
 
 std::vector<SliceChange> plan_slices(const std::string& node,
                                      const std::vector<model::Shared<model::Workload>>& pods,

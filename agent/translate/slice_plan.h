@@ -28,6 +28,11 @@ struct SliceChange {
   std::string resource_version;  // of what is replaced or removed
 };
 
+// The first of the labels, in their order, that a slice leaves out because a pod may have no more than
+// 16 KiB of them there; end() where all fit. Those that differ from one roll-out to the next are in no slice.
+std::map<std::string, std::string>::const_iterator first_label_left_out(
+    const std::map<std::string, std::string>& labels);
+
 // The changes in the order in which they must be made: slice 0, which says that all are there, comes last. A
 // pod stays in the slice that names it; new ones go where something is written anyway, then where there is
 // room. Only the node's pods with an address and a network of their own are taken.

@@ -75,17 +75,19 @@ void SlicePublisher::set_pods(std::vector<model::Shared<model::Workload>> pods) 
 void SlicePublisher::observe(const kube::Store& store) {
   if (const auto* node = store.find("Node", "", node_)) node_uid_ = node->object->uid;
   std::set<uint32_t> present;
-  for (const auto& entry : store.objects("WorkloadSlice")) {
-    const auto& spec = static_cast<const WorkloadSliceSpec&>(*entry.decoded);
-    if (spec.node != node_) continue;
-    auto number = slice_number(node_, entry.object->key.name);
+  for (const auto& newest : store.newest("WorkloadSlice")) {
+    auto number = slice_number(node_, newest.object.key.name);
     if (!number) continue;
+    const std::string& version = newest.object.resource_version;
+    auto buried = buried_.find(*number);
+    if (buried != buried_.end() && buried->second.contains(version)) continue;
     present.insert(*number);
-    const std::string& version = entry.object->resource_version;
     Known& known = known_[*number];
     known.seen = true;
-    if (version != known.held.resource_version && !known.past.contains(version))
-      adopt(*number, {spec, version});
+    if (version == known.held.resource_version || known.past.contains(version)) continue;
+    // What cannot be read counts as empty, so that it is replaced.
+    const auto* spec = static_cast<const WorkloadSliceSpec*>(newest.decoded);
+    adopt(*number, {spec ? *spec : WorkloadSliceSpec(), version});
   }
   // One that the store has shown and shows no more was deleted; one that it has not shown yet is ours and
   // young.
@@ -99,6 +101,16 @@ void SlicePublisher::adopt(uint32_t number, HeldSlice held) {
   if (!known.held.resource_version.empty()) known.past.insert(known.held.resource_version);
   if (known.past.size() > kMaxPast) known.past.clear();
   known.held = std::move(held);
+}
+
+void SlicePublisher::bury(uint32_t number) {
+  auto known = known_.find(number);
+  if (known == known_.end()) return;
+  auto& buried = buried_[number];
+  if (buried.size() > kMaxPast) buried.clear();
+  buried.merge(known->second.past);
+  buried.insert(known->second.held.resource_version);
+  known_.erase(known);
 }
 
 void SlicePublisher::schedule() {
@@ -140,7 +152,7 @@ void SlicePublisher::on_reply(const SliceChange& change, SliceApi::Reply reply) 
   bool removing = change.verb == SliceChange::Verb::remove;
   if (reply.status == 409) return read_again(change.number);
   if (reply.status == 404 && change.verb != SliceChange::Verb::create) {
-    known_.erase(change.number);
+    bury(change.number);
     dirty_ |= !removing;
     return next();
   }
@@ -149,7 +161,7 @@ void SlicePublisher::on_reply(const SliceChange& change, SliceApi::Reply reply) 
                 (reply.status ? "status " + std::to_string(reply.status) + ", " : "") + reply.body);
   }
   if (removing) {
-    known_.erase(change.number);
+    bury(change.number);
     return next();
   }
   auto held = parse_reply(reply.body);
@@ -173,7 +185,7 @@ void SlicePublisher::on_read(uint32_t number, const SliceApi::Reply& reply) {
   if (held) {
     adopt(number, std::move(*held));
   } else if (reply.status == 404) {
-    known_.erase(number);
+    bury(number);
   } else {
     return fail("WorkloadSlice " + slice_name(node_, number) + " cannot be read: status " +
                 std::to_string(reply.status));

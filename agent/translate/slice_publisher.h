@@ -66,6 +66,8 @@ class SlicePublisher {
   void read_again(uint32_t number);
   void on_read(uint32_t number, const SliceApi::Reply& reply);
   void adopt(uint32_t number, HeldSlice held);
+  // It is not there any more; late news of it say nothing.
+  void bury(uint32_t number);
   void fail(const std::string& why);
   HeldSlices held() const;
 
@@ -74,6 +76,7 @@ class SlicePublisher {
   const std::string node_;
   std::string node_uid_;
   std::map<uint32_t, Known> known_;
+  std::map<uint32_t, std::set<std::string>> buried_;  // resourceVersions of slices that were there before
   std::vector<model::Shared<model::Workload>> pods_;
   std::vector<SliceChange> queue_;
   bool sourced_ = false, busy_ = false, dirty_ = false;

@@ -9,6 +9,7 @@
 #include "translate/policies.h"
 #include "translate/remote.h"
 #include "translate/services.h"
+#include "translate/slice_plan.h"
 #include "translate/status.h"
 #include "translate/workload_facts.h"
 #include "translate/workloads.h"
@@ -119,6 +120,7 @@ class Translator {
       if (!made) continue;
       // There, anybody who may make a Pod may write an annotation; the warden finds the namespace by itself.
       if (options_.cluster) made->netns.clear();
+      if (options_.cluster && !made->host_network) warn_of_labels_left_out(*entry->object);
       Shared<model::Workload> before;
       if (previous_) before = previous_->find_workload(made->ns, made->name);
       made->policy = policies.of(made->ns, made->labels, slices_.ports_of(made->ns + "/" + made->name));
@@ -126,6 +128,16 @@ class Translator {
       if (!made->host_network) made->network = network.of(made->ns, made->labels);
       add(reuse(before, std::move(*made)));
     }
+  }
+
+  // By which a NetworkPolicy or a log of another node would look for it in vain.
+  void warn_of_labels_left_out(const kube::Object& pod) {
+    auto first = first_label_left_out(pod.labels);
+    if (first == pod.labels.end()) return;
+    reports_.add(pod, kube::Severity::warning, "metadata.labels",
+                 "the Pod has more than 16 KiB of labels; other nodes do not hear of \"" + first->first +
+                     "\" and those behind it",
+                 "move what nobody selects by to annotations");
   }
 
   void add(Shared<model::Workload> workload) {

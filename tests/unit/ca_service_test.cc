@@ -268,6 +268,8 @@ TEST_CASE(
   CHECK(secure.error(secure.settings()).find("not good for ca.test") != std::string::npos);
   std::ofstream(secure.roots, std::ios::trunc) << "nothing";
   CHECK(secure.error(secure.settings()).find("holds no PEM certificate") != std::string::npos);
+  std::ofstream(secure.roots, std::ios::trunc) << secure.ca.root_pem() << std::string(1 << 20, '\n');
+  CHECK(secure.error(secure.settings()).find("is longer than 1 MiB") != std::string::npos);
   std::filesystem::remove(secure.roots);
   CHECK(secure.error(secure.settings()).find("roots file") != std::string::npos);
   CHECK(secure.bridges.empty());

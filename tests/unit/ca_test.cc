@@ -1,6 +1,9 @@
 #include <doctest/doctest.h>
 #include <openssl/x509v3.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -240,4 +243,27 @@ TEST_CASE("a socket path in use is refused, a dead one is replaced") {
   REQUIRE_FALSE(file);
   CHECK(file.error().message.find("not a socket") != std::string::npos);
   CHECK_FALSE(listen_unix(std::string(200, 'x'), static_cast<gid_t>(-1)));
+}
+
+TEST_CASE("who comes to the Unix socket while there are no descriptors is served when there are") {
+  TempDir dir;
+  io::Reactor reactor;
+  int served = 0;
+  auto front = UnixFront::start(reactor, {.path = dir.path + "/ca.sock", .allowed_uids = {::getuid()}},
+                                [&](Fd, const std::string&) { ++served; });
+  REQUIRE(front);
+  Fd client(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un to{.sun_family = AF_UNIX, .sun_path = {}};
+  (dir.path + "/ca.sock").copy(to.sun_path, sizeof to.sun_path - 1);
+  REQUIRE(::connect(client.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) == 0);
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  rlimit none{.rlim_cur = 0, .rlim_max = before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  reactor.run_once(milliseconds(0));
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  CHECK(served == 0);
+  auto deadline = Monotonic::now() + seconds(10);
+  while (served == 0 && Monotonic::now() < deadline) reactor.run_once(milliseconds(20));
+  CHECK(served == 1);
 }

@@ -21,6 +21,7 @@ struct FakeApi final : controller::Api {
   std::deque<Asked> asked;
   std::map<std::string, Json> objects;  // by path
   std::map<std::string, int> broken;    // answers with this status; 0: no answer at all
+  int refuse_writes = 0;                // answers POST and PUT with this status
   std::vector<std::string> log;         // "GET /path"
   std::function<Json(const Json&)> review = [](const Json&) { return Json::object(); };
   int version = 1;
@@ -53,6 +54,7 @@ struct FakeApi final : controller::Api {
     if (auto found = broken.find(one.path); found != broken.end())
       return {found->second, {}, "broken by the test"};
     Json body = controller::parse_object(one.body);
+    if (refuse_writes != 0 && one.verb != kube::Verb::get) return {refuse_writes, {}, "broken by the test"};
     if (one.path.ends_with("/tokenreviews")) return {201, review(body).dump(), {}};
     std::string path = one.path;
     if (one.verb == kube::Verb::post) path += "/" + controller::text_at(body, {"metadata", "name"});

@@ -6,6 +6,7 @@
 #include <openssl/x509v3.h>
 
 #include "controller/cluster_ca.h"
+#include "controller/metrics.h"
 #include "controller/server_certificate.h"
 #include "controller/trust_bundle.h"
 #include "controller/x509_build.h"
@@ -330,6 +331,40 @@ TEST_CASE_FIXTURE(Fixture, "a nodemesh-ca that is deleted under a running contro
   CHECK(roots_in(b.authority.trust_bundle_pem()) == 1);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "a Secret that cannot be written stays in trouble until a write succeeds or is not ours") {
+  look(a);
+  a.ca.begin();
+  api.answer_all();
+  REQUIRE(a.ca.trouble().empty());
+  api.put(kCacerts, secret_of(plain(make(clock.wall(), {.name = "new"}))));
+  api.refuse_writes = 403;
+  look(a);
+  CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+  a.ca.start();
+  while (!api.asked.empty()) {  // the next round's reads are fine, and hide nothing
+    CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+    api.answer();
+  }
+  CHECK(a.ca.trouble() == "Secret mesh/nodemesh-ca cannot be written: broken by the test");
+  api.broken[kCacerts] = 403;  // both are said
+  look(a);
+  CHECK(a.ca.trouble() == "Secret mesh/cacerts cannot be read: broken by the test");  // so no step is due
+  api.broken.clear();
+  look(a);
+  CHECK(a.ca.trouble().find("cannot be written") != std::string::npos);
+  a.ca.end();  // another leads: what cannot be written is not ours to write
+  look(a);
+  CHECK(a.ca.trouble().empty());
+  a.ca.begin();
+  api.answer_all();
+  CHECK(a.ca.trouble().find("cannot be written") != std::string::npos);
+  api.refuse_writes = 0;
+  look(a);
+  CHECK(a.ca.trouble().empty());
+  CHECK(a.ca.state()->next);
+}
+
 TEST_CASE_FIXTURE(Fixture, "only the leader moves the authority on") {
   look(a);
   api.put(kCacerts, secret_of(plain(make(clock.wall(), {.name = "new"}))));
@@ -497,6 +532,20 @@ TEST_CASE_FIXTURE(Fixture, "a trust bundle of somebody else's is never overwritt
   api.answer_all();
   CHECK(api.objects.at(kBundle)["data"]["root-cert.pem"] == "theirs");
   CHECK(publisher.trouble().find("somebody else's") != std::string::npos);
+  api.objects.erase(kBundle);
+  api.refuse_writes = 403;
+  publisher.refresh();
+  api.answer();
+  publisher.end();  // the refusal comes when it is another leader's to mend
+  api.answer_all();
+  CHECK(publisher.trouble().empty());
+}
+
+TEST_CASE("the metrics page says when the trust bundle cannot be published") {
+  CHECK(render_metrics({.bundle_good = true}).find("\nnodemesh_ca_trust_bundle_good 1\n") !=
+        std::string::npos);
+  CHECK(render_metrics({.bundle_good = false}).find("\nnodemesh_ca_trust_bundle_good 0\n") !=
+        std::string::npos);
 }
 
 TEST_CASE_FIXTURE(Fixture, "the server's certificate has the Service's names and follows the authority") {

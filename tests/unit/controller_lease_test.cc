@@ -186,6 +186,41 @@ TEST_CASE_FIXTURE(Fixture, "a replica that stops gives the lease up, and the nex
   CHECK(spec()["holderIdentity"] == "b");
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "a lease is given up even with a renewal under way, but not one that another has") {
+  attempt(a);
+  a.lease.start();
+  api.answer();  // it has read, and renews
+  bool released = false;
+  a.lease.release([&] { released = true; });
+  api.answer_all();
+  CHECK(released);
+  CHECK(spec()["holderIdentity"] == "");
+  attempt(b);
+  REQUIRE(b.leads);
+  Json lease = api.objects[kPath];
+  lease["spec"]["holderIdentity"] = "a";
+  api.put(kPath, lease);
+  released = false;
+  b.lease.release([&] { released = true; });
+  api.answer_all();
+  CHECK(released);
+  CHECK(spec()["holderIdentity"] == "a");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a lease that changes at each attempt is tried to be given up once more only") {
+  attempt(a);
+  bool released = false;
+  a.lease.release([&] { released = true; });
+  size_t writes = api.count("PUT");
+  for (int i = 0; i < 10 && !released; ++i) {
+    if (api.asked.front().verb == kube::Verb::put) api.put(kPath, api.objects[kPath]);
+    api.answer();
+  }
+  CHECK(released);
+  CHECK(api.count("PUT") == writes + 1);
+}
+
 TEST_CASE("times are read and written as Kubernetes has them") {
   auto time = WallClock::from_time_t(1'700'000'000) + std::chrono::microseconds(123456);
   CHECK(write_time(time) == "2023-11-14T22:13:20.123456Z");

@@ -2,6 +2,8 @@
 // answers.
 #include <doctest/doctest.h>
 
+#include <fmt/format.h>
+
 #include <deque>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -232,6 +234,32 @@ TEST_CASE("a pod with labels without end costs a slice no more than a bounded nu
   CHECK(slice_json(changes[0].spec, 0, "", "").size() < 64 << 10);
 }
 
+TEST_CASE("a Pod whose labels do not fit into a slice is told which other nodes do not hear of") {
+  auto statuses = [](size_t labels, bool cluster) {
+    json pod = {
+        {"apiVersion", "v1"},
+        {"kind", "Pod"},
+        {"metadata", {{"name", "web"}, {"namespace", "shop"}, {"labels", {{"pod-template-hash", "7"}}}}},
+        {"spec", {{"nodeName", "node1"}, {"containers", json::array()}}}};
+    for (size_t i = 0; i < labels; ++i)
+      pod["metadata"]["labels"][fmt::format("label-{:03}", i)] = std::string(55, 'x');  // 64 bytes each
+    kube::Store store(kinds());
+    store.set_file("x",
+                   kube::parse_manifest(
+                       "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n" + pod.dump(), "x"));
+    std::string out;
+    for (const auto& status : translate::translate(store, {}, {.node = "node1", .cluster = cluster}).statuses)
+      for (const auto& problem : status.problems) out += status.name + ": " + problem.message + "\n";
+    return out;
+  };
+  CHECK(statuses(256, true) == "");
+  CHECK(statuses(258, true) ==
+        "web: the Pod has more than 16 KiB of labels; other nodes do not hear of \"label-256\" and those "
+        "behind "
+        "it\n");
+  CHECK(statuses(258, false) == "");  // a folder has the Pods themselves
+}
+
 TEST_CASE("what is written is read back as it was, and is refused under another node's name") {
   auto spec = plan_slices("node1", pods(1, 16), {})[0].spec;
   auto manifest = kube::parse_manifest(slice_json(spec, 0, "node-uid", "7"), "x");
@@ -297,6 +325,52 @@ TEST_CASE_FIXTURE(World, "what somebody else changes or deletes is put right") {
   watch();
   REQUIRE(settle());
   CHECK(names("node1-0").size() == 5);
+}
+
+TEST_CASE_FIXTURE(World, "a slice that somebody broke is put right without waiting for a pod's change") {
+  publisher.set_pods(pods(1, 3));
+  REQUIRE(settle());
+  watch();
+  api.meddle("node1-0", {{"node", "node1"}, {"pods", "nonsense"}});
+  watch();
+  REQUIRE(settle());
+  CHECK(names("node1-0").size() == 3);
+  api.meddle("node1-4", {{"node", "node1"}, {"pods", "nonsense"}});  // one that was never good
+  watch();
+  REQUIRE(settle());
+  CHECK(!api.objects.contains("node1-4"));
+  auto writes = publisher.writes();
+  watch();
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
+}
+
+TEST_CASE_FIXTURE(World, "late news of a slice that was removed cause no write") {
+  publisher.set_pods(pods(1, 17));
+  REQUIRE(settle());
+  watch();
+  auto old = api.objects;
+  publisher.set_pods(pods(1, 1));  // empties a slice
+  REQUIRE(settle());
+  REQUIRE(api.objects.size() == 1);
+  auto writes = publisher.writes();
+  auto now = std::exchange(api.objects, old);  // the watch lags behind
+  watch();
+  api.objects = now;
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
+  // Made anew before the news of the removal: they are not of this one.
+  publisher.set_pods(pods(1, 17));
+  REQUIRE(settle());
+  writes = publisher.writes();
+  now = std::exchange(api.objects, old);
+  watch();
+  api.objects.erase("node1-1");
+  watch();
+  api.objects = now;
+  watch();
+  REQUIRE(settle());
+  CHECK(publisher.writes() == writes);
 }
 
 TEST_CASE_FIXTURE(World, "slices that a process before left are taken over") {

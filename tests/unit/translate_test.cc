@@ -168,6 +168,31 @@ TEST_CASE_FIXTURE(
   CHECK(warm < seconds(10));
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "an EndpointSlice cannot make an address plaintext that is in another node's range") {
+  auto node = [](const std::string& name, const std::string& range) {
+    return "---\napiVersion: v1\nkind: Node\nmetadata: {name: " + name + "}\nspec: {podCIDRs: [" + range +
+           "]}\n";
+  };
+  options.cluster = true;
+  set("a",
+      shop() + node("node1", "10.244.1.0/24") + node("node2", "10.244.2.0/24") +
+          node("plain", "10.244.3.0/24") +
+          "---\napiVersion: nodemesh.dev/v1alpha1\nkind: WorkloadSlice\nmetadata: {name: plain-0}\n"
+          "spec: {node: plain, complete: true}\n"
+          "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop}\n"
+          "addressType: IPv4\nendpoints:\n"
+          "- {addresses: [10.244.2.7], nodeName: plain, targetRef: {kind: Pod, name: moved}}\n"
+          "- {addresses: [10.244.3.7], nodeName: plain, targetRef: {kind: Pod, name: there}}\n"
+          "- {addresses: [192.168.0.7], nodeName: plain, targetRef: {kind: Pod, name: outside}}\n"
+          "ports: [{port: 80}]\n");
+  run();
+  auto mesh = [&](const char* name) { return last.snapshot->find_workload("shop", name)->mesh; };
+  CHECK(mesh("moved") == model::Mesh::unknown);
+  CHECK(mesh("there") == model::Mesh::none);
+  CHECK(mesh("outside") == model::Mesh::none);  // no Node has it: the EndpointSlice is all there is
+}
+
 TEST_CASE_FIXTURE(Fixture, "the quickstart's manifests are accepted without a word") {
   auto dir = fs::path(__FILE__).parent_path().parent_path().parent_path() / "examples/quickstart";
   for (const auto& entry : fs::directory_iterator(dir)) {

@@ -275,6 +275,7 @@ def test_the_process_says_how_it_is(cluster):
     page = controller.get("/metrics")
     assert controller.metric("nodemesh_controller_pods") == 3
     assert controller.metric("nodemesh_ca_secrets_good") == 1
+    assert controller.metric("nodemesh_ca_trust_bundle_good") == 1
     assert controller.metric("nodemesh_ca_signer_not_after_seconds") > 1_900_000_000
     assert "nodemesh_build_info" in page
     with pytest.raises(urllib.error.HTTPError):
