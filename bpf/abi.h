@@ -23,6 +23,9 @@
 /* A pod's cgroup is one (Guaranteed) or two levels (Burstable, BestEffort) below kubepods; one more for a
  * runtime's own. */
 #define NM_POD_CGROUP_DEPTH 3
+/* How far below the root of the hierarchy a pod's cgroup may lie. On a host kubepods is the first or second
+ * level; a node that is a container itself has its own levels above it. */
+#define NM_CGROUP_DEPTH 12
 /* SO_MARK of the proxy's sockets towards the application; the pod's table NM_ROUTE_TABLE delivers their
  * replies. */
 #define NM_MARK 0x539

@@ -3,8 +3,8 @@
  * may change while programs run is in the map `config`. Each object uses the ones it needs. */
 #pragma once
 
-/* Depth of the cgroup the programs are attached to (the root is 0). Pods' cgroups are looked for below it. */
-#define NM_CONFIG_BASE_LEVEL const volatile __u32 nm_base_level = 0
+/* Id of the cgroup the programs are attached to. Pods' cgroups are looked for below it. */
+#define NM_CONFIG_KUBEPODS const volatile __u64 nm_kubepods = 0
 
 /* Cookie of the network namespace that this copy of the steering program is attached to: the kernel gives
  * sk_lookup no way to ask for it. */

@@ -15,7 +15,7 @@
 #include "lib/count.h"
 #include "lib/pod.h"
 
-NM_CONFIG_BASE_LEVEL;
+NM_CONFIG_KUBEPODS;
 
 enum verdict { DENY = 0, PASS = 1, REWRITE = 2 };
 #define ENROL_UNKNOWN 2u
@@ -60,12 +60,21 @@ static __always_inline int is_agent(void) {
   return bpf_map_lookup_elem(&agents, &id) != 0;
 }
 
+/* From the root of the hierarchy down to the pods' cgroup, and then at most three below it. How deep that one
+ * is nobody tells us: where a node is a container itself, user space cannot see the root. */
 static __always_inline __u32 cgroup_enrolment(void) {
+  __u32 below = 0;
 #pragma unroll
-  for (int below = 1; below <= NM_POD_CGROUP_DEPTH; below++) {
-    __u64 id = bpf_get_current_ancestor_cgroup_id(nm_base_level + below);
-    struct nm_cgroup* cgroup = bpf_map_lookup_elem(&cgroups, &id);
-    if (cgroup) return cgroup->enrolment;
+  for (int level = 0; level < NM_CGROUP_DEPTH; level++) {
+    __u64 id = bpf_get_current_ancestor_cgroup_id(level);
+    if (!id || below > NM_POD_CGROUP_DEPTH) break;
+    if (below) {
+      struct nm_cgroup* cgroup = bpf_map_lookup_elem(&cgroups, &id);
+      if (cgroup) return cgroup->enrolment;
+      below++;
+    } else if (id == nm_kubepods) {
+      below = 1;
+    }
   }
   return ENROL_UNKNOWN;
 }

@@ -53,7 +53,8 @@ CLI::App* add_command(CLI::App& parent, const char* name, const char* text) {
 struct Parsed {
   std::string kind, component, level, duration, shell;
   bool client_only = false;
-  std::vector<std::string> words;
+  int wait_seconds = 0;
+  std::vector<std::string> words, urls;
   std::function<int()> chosen;
 };
 
@@ -92,6 +93,15 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   auto* version_command = add_command(app, "version", "of meshctl and of the agents that answer");
   version_command->add_flag("--client", parsed.client_only, "of meshctl only");
   version_command->callback([&] { parsed.chosen = [&] { return version(context, parsed.client_only); }; });
+
+  auto* ready_command =
+      add_command(app, "ready", "whether health ports say ready, at all addresses of a name");
+  ready_command->add_option("url", parsed.urls, "http://HOST:PORT/PATH")->required();
+  ready_command->add_option("--wait", parsed.wait_seconds, "how long to wait until they do")
+      ->check(CLI::Range(0, 3600))
+      ->type_name("SECONDS");
+  ready_command->callback(
+      [&] { parsed.chosen = [&] { return ready(context, parsed.urls, parsed.wait_seconds); }; });
 
   auto* completion_command =
       add_command(app, "completion", "print a completion script, e.g. `source <(meshctl completion bash)`");

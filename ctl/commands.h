@@ -20,6 +20,9 @@ int log_get(Context& context);
 int log_set(Context& context, const std::string& component, const std::string& level,
             const std::string& duration);
 int version(Context& context, bool client_only);
+// Asks every address of every URL (http://HOST:PORT/PATH) until all answer 200, at most `wait_seconds`. For
+// `helm test`, whose image has no other program.
+int ready(Context& context, const std::vector<std::string>& urls, int wait_seconds);
 // A script for bash, zsh or fish that asks this program for the candidates.
 int completion(Context& context, const std::string& shell);
 // The candidates for the last of `words`, one a line.

@@ -46,10 +46,11 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
                  "where the root of the host's cgroup2 file system is mounted")
       ->capture_default_str()
       ->type_name("DIR");
-  app.add_option("--proxy-cgroup", config.proxy_cgroup, "the proxy's cgroup2 directory, below kubepods")
-      ->required()
+  app.add_option("--proxy-cgroup", config.proxy_cgroup,
+                 "the proxy's cgroup2 directory, below kubepods; by default its container's in our own pod")
       ->type_name("DIR");
-  app.add_option("--kubelet-cgroup", config.kubelet_cgroup, "kubelet's cgroup2 directory, to know its probes")
+  app.add_option("--kubelet-cgroup", config.kubelet_cgroup,
+                 "kubelet's cgroup2 directory, to know its probes; by default looked for")
       ->type_name("DIR");
   app.add_option("--proc,--host-proc", config.proc, "the host's procfs; its sys/net must be writable")
       ->capture_default_str()
@@ -58,6 +59,9 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
   app.add_flag("--strict", config.strict, "unknown pods are denied even while no warden runs");
   app.add_flag("--allow-hybrid", config.allow_hybrid, "accept cgroup v1 hierarchies beside cgroup2 (tests)");
   app.add_flag("--clean-exit", config.clean_exit, "SIGTERM takes everything out of the kernel again");
+  app.add_option("--daemonset", config.daemonset,
+                 "that runs us; once it was deleted, SIGTERM takes everything out of the kernel")
+      ->type_name("NAME");
   app.add_flag("--no-supervisor", config.supervised, "do not restart this process when it dies");
   app.add_option("--workers", config.workers, "the most workers a proxy may have")
       ->check(CLI::Range(1, 64))

@@ -21,12 +21,14 @@ struct WardenConfig {
   std::string kubepods;  // empty: found from our own cgroup
   std::string host_cgroup = "/sys/fs/cgroup";
   std::string proxy_cgroup;
+  std::string own_pod;         // its cgroup2 directory; found, not told
   std::string kubelet_cgroup;  // may be empty
   std::string proc = "/proc";
   bool fail_open = false;
   bool strict = false;
   bool allow_hybrid = false;
   bool clean_exit = false;  // SIGTERM takes everything out of the kernel
+  std::string daemonset;    // it does so too once the DaemonSet of this name is deleted
   bool supervised = false;  // this is the child already
   uint32_t workers = 64;    // the most a proxy may have
   uid_t proxy_uid = kProxyUser;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
@@ -15,9 +16,11 @@
 
 #include "app/config.h"
 #include "app/supervisor.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "io/reactor.h"
 #include "kernel/capture.h"
+#include "kernel/cgroup.h"
 #include "kernel/probe.h"
 #include "warden/channel.h"
 #include "warden/opener.h"
@@ -28,6 +31,10 @@
 
 namespace nodemesh::app {
 namespace {
+
+constexpr auto kRemovalWord = std::chrono::seconds(1);
+constexpr auto kProxyDrain = std::chrono::seconds(32);  // its own limit is 30
+constexpr auto kProxyStart = std::chrono::seconds(60);
 
 int cannot_start(const std::string& why) {
   fmt::print(stderr, "nodemesh-warden: {}\n", why);
@@ -84,10 +91,11 @@ Result<Fd> lock_pins(const std::string& directory) {
   return fail_errno("locking --bpf-dir " + directory);
 }
 
-// SIGTERM and SIGINT end the loop.
+// SIGTERM and SIGINT.
 class StopSignals final : private io::EventHandler {
  public:
-  explicit StopSignals(io::Reactor& reactor) : reactor_(reactor) {
+  StopSignals(io::Reactor& reactor, std::move_only_function<void()> stop)
+      : reactor_(reactor), stop_(std::move(stop)) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
@@ -100,9 +108,45 @@ class StopSignals final : private io::EventHandler {
   Result<> start() { return reactor_.add(fd_.get(), *this, EPOLLIN); }
 
  private:
-  void on_events(uint32_t) override { reactor_.stop(); }
+  void on_events(uint32_t) override {
+    signalfd_siginfo info;
+    while (::read(fd_.get(), &info, sizeof info) == sizeof info) stop_();
+  }
   io::Reactor& reactor_;
+  std::move_only_function<void()> stop_;
   Fd fd_;
+};
+
+// The end of a warden. Where the agent is being removed, pods leave the mesh first, and the proxy has the
+// time that it gives to open connections; a word of the removal may come a moment after the signal.
+class Ending {
+ public:
+  Ending(io::Reactor& reactor, warden::Warden& warden, const warden::PodSource& source, bool in_cluster)
+      : reactor_(reactor), warden_(warden), source_(source), in_cluster_(in_cluster) {}
+  void begin() {
+    if (std::exchange(began_, true) || !in_cluster_) return reactor_.stop();
+    until_ = reactor_.now() + kRemovalWord;
+    check();
+  }
+  bool removed() const { return source_.removed(); }
+
+ private:
+  void check() {
+    if (source_.removed() && !std::exchange(released_, true)) {
+      warden_.release_pods();
+      until_ = reactor_.now() + kProxyDrain;
+    }
+    bool waits = !released_ || warden_.has_proxy();
+    if (!waits || reactor_.now() >= until_) return reactor_.stop();
+    timer_.arm(reactor_, milliseconds(100));
+  }
+  io::Reactor& reactor_;
+  warden::Warden& warden_;
+  const warden::PodSource& source_;
+  const bool in_cluster_;
+  bool began_ = false, released_ = false;
+  Monotonic::time_point until_{};
+  io::Timer timer_{[this] { check(); }};
 };
 
 uint64_t generation_now() {
@@ -111,7 +155,13 @@ uint64_t generation_now() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
-Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture) {
+Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture) {
+  // Else we could not ask who the pods are, ourselves among them.
+  if (!config.own_pod.empty()) {
+    auto id = kernel::cgroup_id(config.own_pod);
+    if (!id) return std::unexpected(std::move(id.error()));
+    if (auto ok = capture.set_cgroup(*id, NM_ENROL_OFF); !ok) return ok;
+  }
   auto opener = warden::Opener::start(reactor, config.proxy_cgroup);
   if (!opener) return std::unexpected(std::move(opener.error()));
   warden::Warden warden(reactor, capture, **opener,
@@ -122,8 +172,6 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
                          .generation = generation_now(),
                          .fail_open = config.fail_open,
                          .strict = config.strict});
-  StopSignals signals(reactor);
-  if (auto ok = signals.start(); !ok) return ok;
   // Before any pod is touched: its path may be in use.
   auto channel = warden::ChannelListener::create(
       reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
@@ -131,34 +179,74 @@ Result<> serve(const WardenConfig& config, io::Reactor& reactor, kernel::Capture
   if (!channel) return std::unexpected(std::move(channel.error()));
   if (auto ok = warden.start(); !ok) return ok;
   Clock clock;
-  auto source = warden::make_pod_source(reactor, clock, config.source, config.node);
+  auto source = warden::make_pod_source(reactor, clock, config.source, config.node, config.daemonset);
   if (!source) return std::unexpected(std::move(source.error()));
+  Ending ending(reactor, warden, **source, !config.daemonset.empty());
+  StopSignals signals(reactor, [&] { ending.begin(); });
+  if (auto ok = signals.start(); !ok) return ok;
   if (auto ok = (*source)->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
     return ok;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
             {{"node", config.node},
              {"config", config.source.folder.empty() ? "the API server" : config.source.folder}});
   reactor.run();
+  config.clean_exit = config.clean_exit || ending.removed();
   if (config.clean_exit) warden.leave_pods();
+  return {};
+}
+
+// The proxy's container may start after ours.
+Result<std::string> wait_for_proxy(const warden::HostProcesses& host, const WardenConfig& config,
+                                   const std::string& pod) {
+  for (auto until = Monotonic::now() + kProxyStart; Monotonic::now() < until; ::poll(nullptr, 0, 100)) {
+    auto path = warden::find_user_in(host, config.host_cgroup, pod, config.proxy_uid);
+    if (!path.empty()) return config.host_cgroup + path;
+  }
+  return fail(
+      fmt::format("no process of user {} runs in our pod, cgroup {}: does it have the proxy's "
+                  "container? Else name the proxy's cgroup with --proxy-cgroup",
+                  config.proxy_uid, pod));
+}
+
+// Where things are in the host's cgroup2 tree, as far as the command line does not say: from our own pod's
+// place.
+Result<> find_places(const warden::HostProcesses& host, WardenConfig& config) {
+  if (!config.kubepods.empty() && !config.proxy_cgroup.empty()) return {};
+  auto text = read_text_file(config.proc + "/self/cgroup");
+  if (!text) return std::unexpected(std::move(text.error()));
+  auto at = text->find("0::");
+  auto own = at == text->npos ? "" : text->substr(at + 3, text->find('\n', at) - at - 3);
+  auto pod = warden::pod_above(own), kubepods = warden::kubepods_above(own);
+  if (kubepods.empty()) {
+    return fail(
+        fmt::format("this process runs in cgroup \"{}\", which is no pod's: name the pods' with "
+                    "--kubepods and the proxy's with --proxy-cgroup",
+                    own));
+  }
+  config.own_pod = config.host_cgroup + pod;
+  if (config.kubepods.empty()) config.kubepods = config.host_cgroup + kubepods;
+  if (config.kubelet_cgroup.empty()) {
+    auto kubelet = warden::find_kubelet(host, kubepods);
+    if (kubelet.empty())
+      log::warn(log::Component::warden,
+                "no kubelet runs here: its probes are not known from other traffic; name its cgroup with "
+                "--kubelet-cgroup");
+    else
+      config.kubelet_cgroup = config.host_cgroup + kubelet;
+  }
+  if (!config.proxy_cgroup.empty()) return {};
+  auto proxy = wait_for_proxy(host, config, pod);
+  if (!proxy) return std::unexpected(std::move(proxy.error()));
+  config.proxy_cgroup = std::move(*proxy);
   return {};
 }
 
 // Paths in the host's procfs are the host's from here on, so that our own shows where pods are.
 Result<> see_the_host(WardenConfig& config) {
   if (auto ok = check_rights(); !ok) return ok;
-  if (auto ok = warden::HostProcesses(config.proc).enter_host_cgroups(); !ok) return ok;
-  if (!config.kubepods.empty()) return {};
-  auto own = read_text_file(config.proc + "/self/cgroup");
-  if (!own) return std::unexpected(std::move(own.error()));
-  auto at = own->find("0::");
-  auto path = at == own->npos ? "" : own->substr(at + 3, own->find('\n', at) - at - 3);
-  auto kubepods = warden::kubepods_above(path);
-  if (kubepods.empty()) {
-    return fail(fmt::format(
-        "this process runs in cgroup \"{}\", which is no pod's: name the pods' with --kubepods", path));
-  }
-  config.kubepods = config.host_cgroup + kubepods;
-  return {};
+  warden::HostProcesses host(config.proc);
+  if (auto ok = host.enter_host_cgroups(); !ok) return ok;
+  return find_places(host, config);
 }
 
 int run_warden(WardenConfig config) {
@@ -178,6 +266,7 @@ int run_warden(WardenConfig config) {
     if (auto gone = (*capture)->detach_all(); !gone) {
       log::error(log::Component::bpf, gone.error().message, {{"doing", "removing pins"}});
     }
+    ::rmdir(config.bpf_dir.c_str());  // unless something else is in it
   }
   if (!served) return cannot_start(served.error().message);
   log::info(log::Component::warden, "warden stopped", {{"node", config.node}});

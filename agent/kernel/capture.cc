@@ -94,7 +94,9 @@ Result<> check_listener(int fd, uint64_t netns_cookie, std::string_view which) {
 
 Result<> Capture::State::open_cgroups(const CaptureOptions& options) {
   if (auto fine = check_cgroups(options.kubepods_cgroup, options.kubelet_cgroup); !fine) return fine;
-  kubepods_id = cgroup_id(options.kubepods_cgroup).value_or(0);
+  auto id = cgroup_id(options.kubepods_cgroup);
+  if (!id) return std::unexpected(id.error());
+  kubepods_id = *id;
   auto fd = open_directory(options.kubepods_cgroup);
   if (!fd) return std::unexpected(fd.error());
   kubepods = std::move(*fd);
@@ -157,8 +159,6 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
   auto state = std::make_unique<State>();
   State& s = *state;
   if (auto done = s.open_cgroups(options); !done) return std::unexpected(done.error());
-  auto level = cgroup_level(options.kubepods_cgroup);
-  if (!level) return std::unexpected(level.error());
   s.pins = Pins::of(options.pin_dir);
   if (auto done = s.pins.make(options.pin_dir); !done) return std::unexpected(done.error());
   const auto others = Pins::of_other_versions(options.pin_dir);
@@ -168,7 +168,7 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
     // Sockets that are open keep their names.
     for (const Pins& other : others)
       if (auto done = s.pins.share_map(other, "origins"); !done) return done;
-    auto programs = load_programs(s.pins.maps(), *level);
+    auto programs = load_programs(s.pins.maps(), s.kubepods_id);
     if (!programs) return std::unexpected(programs.error());
     if (auto done = s.open_maps(); !done) return done;
     s.map("config").get(uint32_t{0}, s.config);

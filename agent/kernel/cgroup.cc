@@ -13,8 +13,6 @@
 namespace nodemesh::kernel {
 namespace {
 
-constexpr uint64_t kRootCgroupId = 1;  // kernfs numbers the root of the hierarchy 1, whatever namespace looks
-
 Result<struct stat> stat_cgroup(const std::string& directory) {
   struct statfs fs{};
   if (::statfs(directory.c_str(), &fs) != 0)
@@ -30,26 +28,6 @@ Result<struct stat> stat_cgroup(const std::string& directory) {
   return st;
 }
 
-// Calls `visit(inode)` for the directory and each one above it until the root of the hierarchy; stops early
-// if it returns true. Returns the number of steps taken.
-template <class Visit>
-Result<uint32_t> walk_up(std::string directory, Visit visit) {
-  auto here = stat_cgroup(directory);
-  if (!here) return std::unexpected(here.error());
-  const dev_t device = here->st_dev;
-  for (uint32_t steps = 0;; steps++) {
-    if (visit(here->st_ino) || here->st_ino == kRootCgroupId) return steps;
-    directory += "/..";
-    struct stat above{};
-    if (::stat(directory.c_str(), &above) != 0 || above.st_dev != device || above.st_ino == here->st_ino)
-      return fail(fmt::format(
-          "cgroup {}: the root of the cgroup2 hierarchy is not visible above it; mount the host's "
-          "cgroup2 file system, not the container's own view of it",
-          directory.substr(0, directory.find("/.."))));
-    here = above;
-  }
-}
-
 }  // namespace
 
 Result<uint64_t> cgroup_id(const std::string& directory) {
@@ -58,22 +36,24 @@ Result<uint64_t> cgroup_id(const std::string& directory) {
   return st->st_ino;
 }
 
-Result<uint32_t> cgroup_level(const std::string& directory) {
-  return walk_up(directory, [](uint64_t) { return false; });
-}
-
+// Up to the root, or as far as a cgroup namespace lets us see: what is above that cannot have been named.
 Result<bool> cgroup_contains(const std::string& ancestor, const std::string& descendant) {
-  auto id = cgroup_id(ancestor);
-  if (!id) return std::unexpected(id.error());
-  bool found = false;
-  auto walked = walk_up(descendant, [&](uint64_t inode) { return found = inode == *id; });
-  if (!walked) return std::unexpected(walked.error());
-  return found;
+  auto wanted = cgroup_id(ancestor);
+  if (!wanted) return std::unexpected(wanted.error());
+  auto here = stat_cgroup(descendant);
+  if (!here) return std::unexpected(here.error());
+  std::string path = descendant;
+  for (struct stat at = *here;;) {
+    if (at.st_ino == *wanted) return true;
+    struct stat above{};
+    path += "/..";
+    if (::stat(path.c_str(), &above) != 0 || above.st_dev != at.st_dev || above.st_ino == at.st_ino)
+      return false;
+    at = above;
+  }
 }
 
 Result<> check_cgroups(const std::string& kubepods, const std::string& kubelet) {
-  auto level = cgroup_level(kubepods);
-  if (!level) return std::unexpected(level.error());
   if (kubelet.empty()) return {};
   auto contains = cgroup_contains(kubelet, kubepods);
   if (!contains) return std::unexpected(contains.error());

@@ -112,10 +112,10 @@ Result<> keep_all(const Skeleton& object, Programs& out) {
 
 }  // namespace
 
-Result<Programs> load_programs(const std::string& maps_dir, uint32_t base_level) {
+Result<Programs> load_programs(const std::string& maps_dir, uint64_t kubepods) {
   auto connect = open_object<connect_bpf>("connect", maps_dir);
   if (!connect) return std::unexpected(connect.error());
-  (*connect)->rodata->nm_base_level = base_level;
+  (*connect)->rodata->nm_kubepods = kubepods;
   auto sockops = open_object<sockops_bpf>("sockops", maps_dir);
   if (!sockops) return std::unexpected(sockops.error());
   Programs programs;

@@ -20,9 +20,9 @@ struct Hook {
 inline constexpr size_t kHookCount = 8;
 extern const std::array<Hook, kHookCount> kHooks;
 
-// Descriptors in the order of kHooks. `base_level` is the depth of the pods' cgroup.
+// Descriptors in the order of kHooks. `kubepods` is the id of the pods' cgroup.
 using Programs = std::array<Fd, kHookCount>;
-Result<Programs> load_programs(const std::string& maps_dir, uint32_t base_level);
+Result<Programs> load_programs(const std::string& maps_dir, uint64_t kubepods);
 
 // The inbound program of one pod.
 Result<Fd> load_steer(const std::string& maps_dir, uint64_t netns_cookie);

@@ -48,10 +48,10 @@ struct AccessPlaces {
 Result<Access> in_cluster_access(const AccessPlaces& places = {});
 
 struct KubeconfigChoice {
-  std::string path;                // empty: $KUBECONFIG (one file), else $HOME/.kube/config
-  std::string context;             // empty: current-context
-  std::string cluster;             // empty: the context's
-  std::string user;                // empty: the context's
+  std::string path;     // empty: $KUBECONFIG (one file), else $HOME/.kube/config
+  std::string context;  // empty: current-context
+  std::string cluster;  // empty: the context's
+  std::string user;     // empty: the context's
 };
 Result<Access> kubeconfig_access(const KubeconfigChoice& choice, const AccessPlaces& places = {});
 // The same from the file's text. Relative paths in it are relative to `path`.

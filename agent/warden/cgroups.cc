@@ -34,6 +34,20 @@ std::string class_directory(const std::string& kubepods, std::string_view class_
   return kubepods + "/" + stem + "-" + std::string(class_name) + std::string(kSlice);
 }
 
+std::string_view parent(std::string_view path) {
+  return path.substr(0, std::min(path.rfind('/'), path.size()));
+}
+
+// What is named like a pod's group.
+std::string_view innermost_pod(std::string_view process_cgroup) {
+  for (auto path = process_cgroup; !path.empty(); path = parent(path)) {
+    auto name = base_name(path);
+    bool slice = name.ends_with(kSlice) && name.contains("-pod");
+    if (slice || (name.starts_with("pod") && name.size() > 3)) return path;
+  }
+  return "";
+}
+
 }  // namespace
 
 std::vector<std::string> pod_cgroup_candidates(const std::string& kubepods, std::string_view uid) {
@@ -75,21 +89,22 @@ bool has_processes(const std::string& cgroup) {
   return true;
 }
 
+std::string pod_above(std::string_view process_cgroup) {
+  return kubepods_above(process_cgroup).empty() ? "" : std::string(innermost_pod(process_cgroup));
+}
+
 std::string kubepods_above(std::string_view process_cgroup) {
-  auto parent = [](std::string_view path) { return path.substr(0, std::min(path.rfind('/'), path.size())); };
-  for (auto path = process_cgroup; !path.empty(); path = parent(path)) {
-    auto name = base_name(path), above = base_name(parent(path));
-    bool slice = name.ends_with(kSlice) && name.contains("-pod");
-    if (!slice && !(name.starts_with("pod") && name.size() > 3)) continue;
-    std::string kubepods(parent(path));
-    for (std::string_view class_name : {kClasses[1], kClasses[2]}) {
-      bool in_class =
-          slice ? above.ends_with("-" + std::string(class_name) + std::string(kSlice)) : above == class_name;
-      if (in_class) kubepods = parent(kubepods);
-    }
-    return base_name(kubepods).contains("kubepods") ? kubepods : "";
+  auto pod = innermost_pod(process_cgroup);
+  if (pod.empty()) return "";
+  bool slice = pod.ends_with(kSlice);
+  std::string kubepods(parent(pod));
+  auto above = base_name(parent(pod));
+  for (std::string_view class_name : {kClasses[1], kClasses[2]}) {
+    bool in_class =
+        slice ? above.ends_with("-" + std::string(class_name) + std::string(kSlice)) : above == class_name;
+    if (in_class) kubepods = parent(kubepods);
   }
-  return "";
+  return base_name(kubepods).contains("kubepods") ? kubepods : "";
 }
 
 KubepodsWatch::KubepodsWatch(io::Reactor& reactor, std::string kubepods,

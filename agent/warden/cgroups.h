@@ -31,6 +31,9 @@ std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::strin
 
 // Whether a process is in the group or below; true where the kernel does not say.
 bool has_processes(const std::string& cgroup);
+// The pod's group that a process is in or below, by its path in the cgroup2 hierarchy as /proc/<pid>/cgroup
+// has it on the host; empty when the path is no pod's. Pure.
+std::string pod_above(std::string_view process_cgroup);
 // The kubepods directory above a pod's process, by its path in the cgroup2 hierarchy as /proc/<pid>/cgroup
 // has it on the host; empty when the path is no pod's. Pure.
 std::string kubepods_above(std::string_view process_cgroup);

@@ -26,11 +26,15 @@ class PodSource {
   // Calls `changed` on the reactor with the whole list, once when it is known (a folder: within this call)
   // and after each change.
   virtual Result<> start(Changed changed) = 0;
+  // The agent is being removed from the cluster, not stopped for an upgrade.
+  virtual bool removed() const { return false; }
 };
 
-// Pods of `node` in a folder or at an API server, where only they and the Namespaces are read. Fails with one
+// Pods of `node` in a folder or at an API server, where only they, Namespaces and RuntimeClasses are read,
+// and the DaemonSet of the agent's own namespace that is called `daemonset` (empty: none). Fails with one
 // sentence for the operator.
 Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
-                                                   const kube::SourceChoice& choice, std::string node);
+                                                   const kube::SourceChoice& choice, std::string node,
+                                                   const std::string& daemonset);
 
 }  // namespace nodemesh::warden

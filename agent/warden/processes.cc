@@ -162,6 +162,55 @@ std::vector<int> HostProcesses::search(const std::string& directory) const {
   return out;
 }
 
+std::string HostProcesses::cgroup_of(int pid) const {
+  std::istringstream lines(read_file(proc_ + "/" + std::to_string(pid) + "/cgroup"));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("0::")) return line.substr(3);
+  }
+  return "";
+}
+
+std::vector<int> HostProcesses::named(std::initializer_list<std::string_view> names) const {
+  std::vector<int> out;
+  std::error_code error;
+  for (fs::directory_iterator entry(proc_, error), end; !error && entry != end; entry.increment(error)) {
+    auto pid = number(entry->path().filename().native());
+    if (!pid) continue;
+    auto comm = read_file(entry->path().native() + "/comm");
+    if (comm.ends_with('\n')) comm.pop_back();
+    if (std::ranges::find(names, comm) != names.end()) out.push_back(*pid);
+  }
+  return out;
+}
+
+std::optional<uid_t> HostProcesses::user_of(int pid) const {
+  std::istringstream lines(read_file(proc_ + "/" + std::to_string(pid) + "/status"));
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with("Uid:")) continue;
+    std::istringstream words(line.substr(4));
+    uid_t user = 0;
+    if (words >> user) return user;
+  }
+  return std::nullopt;
+}
+
+std::string find_user_in(const HostProcesses& processes, const std::string& host_cgroup,
+                         const std::string& pod, uid_t user) {
+  for (int pid : processes.in_cgroup(host_cgroup + pod)) {
+    auto path = processes.cgroup_of(pid);
+    if (is_below(path, pod) && processes.user_of(pid) == user) return path;
+  }
+  return "";
+}
+
+std::string find_kubelet(const HostProcesses& processes, const std::string& kubepods) {
+  for (int pid : processes.named({"kubelet", "k3s-server", "k3s-agent", "kubelite"})) {
+    auto path = processes.cgroup_of(pid);
+    if (path.size() > 1 && !is_below(path, kubepods) && processes.user_of(pid) == uid_t{0}) return path;
+  }
+  return "";
+}
+
 Result<FoundNamespace> find_pod_netns(const HostProcesses& processes, const std::string& cgroup,
                                       const std::vector<Addr>& addresses) {
   auto pids = processes.in_cgroup(cgroup);

@@ -4,6 +4,10 @@
 // system only; the warden's thread.
 #pragma once
 
+#include <sys/types.h>
+
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +31,12 @@ class HostProcesses {
   // Process ids, as `proc` counts them, in the cgroup2 directory and below.
   std::vector<int> in_cgroup(const std::string& directory) const;
   std::string netns_path(int pid) const;
+  // Its cgroup2 path as the host sees it; empty when the process is gone.
+  std::string cgroup_of(int pid) const;
+  // Ids of all processes that are called one of `names` (comm, proc_pid_comm(5)).
+  std::vector<int> named(std::initializer_list<std::string_view> names) const;
+  // Its real user; nothing when the process is gone.
+  std::optional<uid_t> user_of(int pid) const;
   // Of the host's first process, where host-network pods are.
   std::string host_netns_path() const { return netns_path(1); }
 
@@ -41,6 +51,14 @@ std::string cgroup_path_of(std::string_view mountinfo, std::string_view director
 // Whether the text of a /proc/<pid>/cgroup says that the process is in the cgroup2 group `path` or below.
 // Pure.
 bool is_in_cgroup(std::string_view text, std::string_view path);
+
+// The cgroup2 path of a process of `user` in the group `pod`; both as the host has them. Empty while there is
+// none.
+std::string find_user_in(const HostProcesses& processes, const std::string& host_cgroup,
+                         const std::string& pod, uid_t user);
+// The cgroup2 path of kubelet, under any of the names that distributions give it. Only root's processes
+// outside of `kubepods` count: in a pod anybody may call himself so. Empty: not found.
+std::string find_kubelet(const HostProcesses& processes, const std::string& kubepods);
 
 struct FoundNamespace {
   NetNs netns;

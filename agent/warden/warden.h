@@ -45,6 +45,9 @@ class Warden final : private ProxyChannelEvents {
   Result<> start();
   void set_pods(LocalPods pods);
   void accept_proxy(Fd socket, pid_t peer);
+  bool has_proxy() const { return !proxies_.empty(); }
+  // No pod is in the mesh any more: new connections pass untouched, those that are open go on.
+  void release_pods();
   // Gives every pod's namespace back as it was found, whether a proxy still uses it or not. For a clean end.
   void leave_pods();
 
@@ -90,7 +93,7 @@ class Warden final : private ProxyChannelEvents {
     uint32_t workers = 0;
     std::map<uint64_t, PodListeners> returned;  // by cookie, checked
     std::set<uint64_t> told;                    // cookies it was given
-    bool joined = false;  // has been told of the pods: ready, and the source has spoken
+    bool joined = false;                        // has been told of the pods: ready, and the source has spoken
     bool snapshot_due = false;
     bool draining = false;  // has no listeners any more; needs sockets for what is under way
     uint32_t ordered = 0;   // sockets asked of the opener for it
@@ -166,6 +169,7 @@ class Warden final : private ProxyChannelEvents {
   // Nothing gets into them until their pod is back, opts out, or they are dead.
   std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
+  bool released_ = false;  // pods left the mesh for good
   uint64_t next_proxy_id_ = 1;
   uint32_t workers_ = 0;  // of the proxies that serve, or of the last that did; 0 before the first
   std::string refusal_;   // logged last, of a proxy that keeps trying

@@ -110,6 +110,7 @@ Pod Warden::describe(const LocalPod& pod) const {
 }
 
 void Warden::set_pods(LocalPods pods) {
+  if (released_) return;
   const bool first = !std::exchange(sourced_, true);
   std::set<std::string_view> named;
   for (auto& workload : pods) {
@@ -126,6 +127,7 @@ void Warden::set_pods(LocalPods pods) {
     entry = pods_.erase(entry);
   }
   reconcile();
+  finish_snapshots();
   if (!first) return;
   for (auto& proxy : proxies_) {
     if (proxy->phase == Proxy::Phase::ready) join(*proxy);
@@ -405,6 +407,17 @@ void Warden::finish_leaving() {
     }
     entry = leaving_.erase(entry);
   }
+}
+
+void Warden::release_pods() {
+  LocalPods pods;
+  for (const auto& [uid, pod] : pods_) {
+    auto out = std::make_shared<model::Workload>(*pod.wanted);
+    out->enrolled = false;
+    pods.push_back(std::move(out));
+  }
+  set_pods(std::move(pods));
+  released_ = true;
 }
 
 void Warden::leave_pods() {

@@ -13,7 +13,10 @@ OPEN = []
 @pytest.fixture(scope="session")
 def cluster():
     """Three dual-stack nodes, shared by all tests: a test keeps to a namespace of its own and leaves the nodes on.
-    NODEMESH_CLUSTER_CGROUP=2 gives the nodes cgroup2 alone."""
+    NODEMESH_CLUSTER_CGROUP=2 gives the nodes cgroup2 alone; NODEMESH_CLUSTER names one that is up already, and stays."""
+    if name := os.environ.get("NODEMESH_CLUSTER"):
+        yield Cluster(name)
+        return
     mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
     with Cluster.up(Plan(f"test-{os.getpid()}", cgroup=mode, network_policy=True), owned=True) as made:
         OPEN.append(made)

@@ -178,6 +178,14 @@ def tier_wire():
     return pytest("wire", RELEASE)
 
 
+def tier_chart():
+    """The Helm chart as rendered; Helm is built from its Go module."""
+    build("release")
+    with BUILDING["cluster"]:
+        binaries.build(modules=("helm",))
+    return pytest("chart", RELEASE)
+
+
 def build_cluster():
     """Kubernetes and the rest from Go modules, and the images of the cluster: minutes when cold, then nothing to do."""
     from minicluster import binaries, images  # needs packages that other tiers do without
@@ -239,7 +247,7 @@ def _write(path, text):
 
 
 TIERS = {"lint": tier_lint, "unit": tier_unit, "golden": tier_golden, "bpf": tier_bpf, "kernels": tier_kernels, "netns": tier_netns,
-         "wire": tier_wire, "cluster": tier_cluster, "fuzz": tier_fuzz, "asan": tier_asan}
+         "wire": tier_wire, "chart": tier_chart, "cluster": tier_cluster, "fuzz": tier_fuzz, "asan": tier_asan}
 
 
 def main(names):

@@ -101,6 +101,37 @@ class Agent {
   std::thread thread_;
 };
 
+// A health port.
+class HealthPort {
+ public:
+  explicit HealthPort(bool ready) {
+    std::atomic<bool> listening{false};
+    thread_ = std::thread([this, ready, &listening] {
+      io::Reactor reactor;
+      admin::Sources sources;
+      sources.not_ready = [ready] {
+        return ready ? std::vector<std::string>() : std::vector<std::string>{"the certificate is missing"};
+      };
+      admin::Server server(reactor, std::move(sources));
+      if (server.listen(admin::Surface::health, "[::]:0")) port_ = server.last_address().port;
+      listening = true;
+      while (!stop_) reactor.run_once(milliseconds(5));
+    });
+    while (!listening) std::this_thread::yield();
+    REQUIRE(port_ != 0);
+  }
+  ~HealthPort() {
+    stop_ = true;
+    thread_.join();
+  }
+  std::string url() const { return "http://localhost:" + std::to_string(port_) + "/healthz/ready"; }
+
+ private:
+  std::atomic<bool> stop_{false};
+  uint16_t port_ = 0;
+  std::thread thread_;
+};
+
 }  // namespace
 
 TEST_CASE("a table aligns its columns, fills what is missing and lets nothing raw through") {
@@ -289,6 +320,20 @@ TEST_CASE("version compares itself with the agents") {
   CHECK(has(ran.out, "agent   0.0.1 on old\n"));
   CHECK(has(ran.err, "node old runs 0.0.1"));
   CHECK(meshctl({"version", "--strict", "--run-dir", dir.path}).exit == kWarnings);
+}
+
+TEST_CASE("ready asks every address of a name, and says what is not ready") {
+  HealthPort good(true), bad(false);
+  auto ok = meshctl({"ready", good.url()});
+  CHECK(ok.exit == 0);
+  CHECK(has(ok.out, "ready, addresses: "));
+  auto not_ready = meshctl({"ready", good.url(), bad.url()});
+  CHECK(not_ready.exit == 1);
+  CHECK(has(not_ready.err, "the certificate is missing"));
+  auto dead = meshctl({"ready", "http://127.0.0.1:1/healthz/ready"});
+  CHECK(dead.exit == 4);
+  CHECK(meshctl({"ready", "127.0.0.1:1"}).exit == 2);
+  CHECK(meshctl({"ready", "http://no-such-name.invalid:1/"}).exit == 4);
 }
 
 TEST_CASE("the run directory can come from the environment") {

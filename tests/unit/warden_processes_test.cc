@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "warden/cgroups.h"
 #include "warden/processes.h"
 
 using namespace nodemesh;
@@ -93,6 +94,48 @@ TEST_CASE("kubepods is found above a pod's process, in every layout") {
   CHECK(kubepods_above("/user.slice/session-1.scope").empty());
   CHECK(kubepods_above("/system.slice/podman.service").empty());
   CHECK(kubepods_above("/").empty());
+}
+
+TEST_CASE("the pod that a process is in is found at any depth below it") {
+  CHECK(pod_above("/kubepods/burstable/podx/4f0c1e") == "/kubepods/burstable/podx");
+  CHECK(pod_above("/kubepods.slice/kubepods-podx.slice/crio-1.scope/container") ==
+        "/kubepods.slice/kubepods-podx.slice");
+  CHECK(pod_above("/kubepods/podx") == "/kubepods/podx");
+  CHECK(pod_above("/system.slice/podman.service").empty());
+}
+
+TEST_CASE("kubelet is root's process of that name, and never one in a pod") {
+  Tree tree;
+  auto process = [&](int pid, const char* name, const char* cgroup, int user) {
+    auto folder = std::to_string(pid) + "/";
+    tree.write(folder + "comm", std::string(name) + "\n");
+    tree.write(folder + "cgroup", "1:name=systemd:/x\n0::" + std::string(cgroup) + "\n");
+    tree.write(folder + "status", "Name:\tx\nUid:\t" + std::to_string(user) + "\t0\t0\t0\n");
+  };
+  HostProcesses host(tree.path);
+  process(10, "kubelet", "/kubepods/podx/1", 0);
+  process(11, "kubelet", "/user.slice/session-1.scope", 1000);
+  process(12, "sshd", "/system.slice/ssh.service", 0);
+  CHECK(find_kubelet(host, "/kubepods").empty());
+  process(13, "kubelet", "/", 0);  // it could not be told from anything else
+  CHECK(find_kubelet(host, "/kubepods").empty());
+  process(14, "k3s-server", "/system.slice/k3s.service", 0);
+  CHECK(find_kubelet(host, "/kubepods") == "/system.slice/k3s.service");
+}
+
+TEST_CASE("the proxy's group is that of its user's process in our own pod") {
+  Tree tree;
+  tree.write("cgroup/kubepods/podx/warden/cgroup.procs", "20\n");
+  tree.write("cgroup/kubepods/podx/proxy/cgroup.procs", "21\n");
+  for (auto [pid, name, user] : {std::tuple{20, "warden", 0}, std::tuple{21, "proxy", 65532}}) {
+    auto folder = "proc/" + std::to_string(pid) + "/";
+    tree.write(folder + "cgroup", std::string("0::/kubepods/podx/") + name + "\n");
+    tree.write(folder + "status", "Uid:\t" + std::to_string(user) + "\t0\t0\t0\n");
+  }
+  HostProcesses host(tree.path + "/proc");
+  CHECK(find_user_in(host, tree.path + "/cgroup", "/kubepods/podx", 65532) == "/kubepods/podx/proxy");
+  CHECK(find_user_in(host, tree.path + "/cgroup", "/kubepods/podx", 65533).empty());
+  CHECK(find_user_in(host, tree.path + "/cgroup", "/kubepods/pody", 65532).empty());
 }
 
 TEST_CASE("of a group without a process it is said that none runs yet") {

@@ -1,0 +1,239 @@
+"""nodemesh on the cluster, by its Helm chart: installed, two labels, traffic judged on the wire, and taken away again.
+The tests stand in the order of a user's day; the last one uninstalls."""
+
+import json
+import os
+import subprocess
+
+import prometheus
+import pytest
+import yaml
+from minicluster import workloads
+from minicluster.plan import bracketed
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
+PROFILES = f"{ROOT}/charts/nodemesh/profiles"
+NAMESPACE = "nodemesh-system"
+LABEL = "istio.io/dataplane-mode"
+
+
+@pytest.fixture(scope="module")
+def chart(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chart") / "nodemesh.tgz"
+    subprocess.run([f"{ROOT}/scripts/chart", "--output", path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def values(cluster):
+    """What the chart must be told of these nodes: where they have cgroup2, and that images are loaded by hand."""
+    hybrid = ["-f", f"{PROFILES}/test.yaml"]
+    return hybrid if cluster.plan.cgroup == 1 else ["--set", "image.pullPolicy=Never"]
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster, chart, values, tmp_path_factory):
+    """The installed mesh, and an echo pod on each node in a namespace that is not in it."""
+    cluster.apply([workloads.namespace("bazaar"), *workloads.echo("echo", "bazaar"),
+                   workloads.namespace("street"), *workloads.echo("passer", "street", replicas=1)])
+    image = tmp_path_factory.mktemp("image") / "nodemesh.tar"
+    subprocess.run([f"{ROOT}/scripts/image", "--build-dir", BUILD, "--output", image], check=True, stdout=subprocess.DEVNULL)
+    cluster.load_image(image)
+    cluster.helm("install", "nodemesh", chart, "--namespace", NAMESPACE, "--create-namespace", *values)
+    made = Mesh(cluster)
+    try:
+        yield made
+    finally:
+        if not made.gone:
+            cluster.helm("uninstall", "nodemesh", "--namespace", NAMESPACE)
+            made.wait_gone()
+        cluster.delete("namespace", "bazaar", "street", NAMESPACE)
+
+
+class Mesh:
+    def __init__(self, cluster):
+        self.cluster, self.gone = cluster, False
+
+    def agents(self):
+        return self.cluster.ready_pods("app.kubernetes.io/component=agent", NAMESPACE, count=3, seconds=90)
+
+    def metrics(self, agent):
+        done = self.cluster.reach(f"http://{bracketed(agent.addresses[0])}:15020/metrics")
+        return prometheus.Page(done.stdout)
+
+    def count(self, metric, **labels):
+        """{node: sum} over the agents."""
+        return {agent.node_name: self.metrics(agent).sum(metric, **labels) for agent in self.agents()}
+
+    def wait_gone(self):
+        self.cluster.wait(lambda: not self.cluster.pods(namespace=NAMESPACE), 120, lambda: "the mesh's pods have ended:\n" +
+                          self.cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide", check=False))
+        self.gone = True
+
+
+def echoes(cluster):
+    return cluster.ready_pods("app=echo", "bazaar", count=3)
+
+
+def ask(pod, url, **options):
+    """The answer that an echo pod gets, or None where it gets none."""
+    done = pod.exec(["/echo", "get", url], check=False, **options)
+    return json.loads(done) if done.startswith("{") else None
+
+
+def wire(cluster, node, pods, **options):
+    """A recording of what some pods send between nodes."""
+    addresses = [address for pod in pods for address in pod.addresses]
+    words = " or ".join(f"host {address}" for address in addresses).split()
+    return cluster.capture(node, filter=["tcp", "and", "(", *words, ")"], **options)
+
+
+@pytest.mark.parametrize("profile", [None, "minimal.yaml", "strict.yaml", "test.yaml"])
+def test_the_api_server_takes_every_object_of_the_chart(cluster, chart, profile):
+    chosen = ["-f", f"{PROFILES}/{profile}"] if profile else []
+    text = cluster.helm("template", "nodemesh", chart, "--namespace", "default", "--kube-version", "1.34",
+                        "--include-crds", "--no-hooks", *chosen)
+    done = cluster.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", input=text)
+    assert done.count("serverside-applied") == len([thing for thing in yaml.safe_load_all(text) if thing])
+
+
+def test_helm_install_gives_ready_agents_on_all_nodes_and_two_controllers(cluster, mesh):
+    assert [agent.node_name for agent in mesh.agents()] == ["node1", "node2", "node3"]
+    cluster.ready_pods("app.kubernetes.io/component=controller", NAMESPACE, count=2)
+    assert "Phase:          Succeeded" in cluster.helm("test", "nodemesh", "--namespace", NAMESPACE)
+
+
+def test_before_any_label_pods_talk_as_if_there_were_no_mesh(cluster, mesh):
+    client, server, _ = echoes(cluster)
+    with wire(cluster, cluster.node(1), [client]) as capture:
+        assert ask(client, f"http://{server.ipv4}:8080/plain")["client"].startswith(client.ipv4)
+    assert capture.report().contains(b"GET /plain")
+
+
+@pytest.fixture(scope="module")
+def labelled(cluster, mesh):
+    """The namespace is in the mesh; its pods were there before. Yields them when every pair of nodes talks HBONE."""
+    mesh.agents()
+    cluster.kubectl("label", "namespace", "bazaar", f"{LABEL}=ambient")
+    pods = echoes(cluster)
+
+    def enrolled():
+        opened = mesh.count("istio_tcp_connections_opened_total", connection_security_policy="mutual_tls")
+        for client in pods:
+            for server in pods:
+                ask(client, f"http://{server.ipv4}:8080/")
+        after = mesh.count("istio_tcp_connections_opened_total", connection_security_policy="mutual_tls")
+        # two servers elsewhere, and two clients elsewhere
+        return all(after[node] >= opened[node] + 4 for node in after)
+
+    cluster.wait(enrolled, 60, "all pairs of nodes talk by HBONE")
+    return pods
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_after_one_label_everything_between_nodes_is_mutual_tls_and_the_server_still_sees_the_client(
+        cluster, mesh, labelled, family):
+    before = mesh.count("istio_tcp_connections_opened_total", connection_security_policy="mutual_tls", reporter="source")
+    with wire(cluster, cluster.node(1), labelled) as capture:
+        for client in labelled:
+            for server in labelled:
+                answer = ask(client, f"http://{bracketed(getattr(server, family))}:8080/secret")
+                assert (answer["pod"], answer["node"]) == (server.name, server.node_name)
+                assert answer["client"].rsplit(":", 1)[0] == bracketed(getattr(client, family))
+    report = capture.report()
+    report.require_hbone_only()
+    assert report.versions <= {"TLSv1.3"} and not report.contains(b"/secret")
+    after = mesh.count("istio_tcp_connections_opened_total", connection_security_policy="mutual_tls", reporter="source")
+    assert all(after[node] == before[node] + 2 for node in after)
+
+
+def test_a_service_is_reached_by_name_through_the_mesh(cluster, labelled):
+    with wire(cluster, cluster.node(1), labelled) as capture:
+        seen = {ask(labelled[0], "http://echo/by-name")["pod"] for _ in range(30)}
+    assert seen == {pod.name for pod in labelled}
+    capture.report().require_hbone_only()
+
+
+def test_strict_refuses_strangers_while_kubelets_probes_and_the_mesh_go_on(cluster, mesh, labelled):
+    stranger, = cluster.ready_pods("app=passer", "street")
+    server = next(pod for pod in labelled if pod.node_name != stranger.node_name)
+    url = f"http://{server.ipv4}:8080/"
+    assert ask(stranger, url)
+    restarts = {pod.name: pod.restarts for pod in labelled}
+    cluster.apply({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+                   "metadata": {"name": "default", "namespace": "bazaar"}, "spec": {"mtls": {"mode": "STRICT"}}})
+    cluster.wait(lambda: ask(stranger, url) is None, 30, "STRICT is in force")
+    # A pod that starts under STRICT has its startup, readiness and liveness probes passed from the beginning.
+    cluster.kubectl("rollout", "restart", "-n", "bazaar", "deployment/echo")
+    cluster.rollout("deployment/echo", "bazaar", seconds=120)
+    pods = echoes(cluster)
+    assert {pod.name for pod in pods}.isdisjoint(restarts)
+    for client in pods:
+        for one in pods:
+            assert cluster.wait(lambda client=client, one=one: ask(client, f"http://{one.ipv4}:8080/"), 30, "an answer")
+    assert ask(stranger, f"http://{pods[0].ipv4}:8080/") is None
+    probed = mesh.count("nodemesh_kernel_events_total", event="probe_passed")
+    nodes = {pod.node_name for pod in pods}
+
+    def passed():
+        now = mesh.count("nodemesh_kernel_events_total", event="probe_passed")
+        return all(now[node] > probed[node] for node in nodes)
+
+    cluster.wait(passed, 30, "probes pass on every node that has a pod")
+    assert all(pod.restarts == 0 and pod.ready for pod in echoes(cluster))
+    assert mesh.count("nodemesh_kernel_events_total", event="unknown_passed") == {"node1": 0, "node2": 0, "node3": 0}
+
+
+def test_an_agent_cannot_read_secrets_or_write_another_nodes_slices(cluster, mesh):
+    account = f"system:serviceaccount:{NAMESPACE}:nodemesh-agent"
+    for right in ("get secrets", "create serviceaccounts/token", "create pods/exec", "update pods"):
+        assert cluster.kubectl("auth", "can-i", *right.split(), "-A", "--as", account, check=False).strip() == "no"
+    names = [thing["metadata"]["name"] for thing in cluster.api.get("/apis/nodemesh.dev/v1alpha1/workloadslices")["items"]]
+    assert {"node1-0", "node2-0", "node3-0"} <= set(names)
+    agent = mesh.agents()[0]
+    assert agent.node_name == "node1"
+    token = cluster.kubectl("create", "token", "nodemesh-agent", "-n", NAMESPACE, "--bound-object-kind", "Pod",
+                            "--bound-object-name", agent.name).strip()
+    server = cluster.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+
+    def annotate(name):
+        return cluster.kubectl("--kubeconfig", "/dev/null", "--server", server, "--insecure-skip-tls-verify", "--token", token,
+                               "annotate", "workloadslice", name, "test=test")
+
+    annotate("node1-0")
+    with pytest.raises(RuntimeError, match="spec.node is node2, but the agent that writes runs on node1"):
+        annotate("node2-0")
+
+
+def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, values, labelled):
+    before = {agent.uid for agent in mesh.agents()}
+    cluster.helm("upgrade", "nodemesh", chart, "--namespace", NAMESPACE, *values, "--set", "agent.podLabels.round=two")
+    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
+    assert before.isdisjoint(agent.uid for agent in mesh.agents())
+    pods = echoes(cluster)
+    with wire(cluster, cluster.node(1), pods) as capture:
+        for client in pods:
+            for server in pods:
+                assert cluster.wait(lambda client=client, server=server: ask(client, f"http://{server.ipv4}:8080/"), 30)
+    capture.report().require_hbone_only()
+
+
+def test_helm_uninstall_leaves_nothing_of_the_mesh_and_pods_talk_plainly(cluster, mesh):
+    cluster.helm("uninstall", "nodemesh", "--namespace", NAMESPACE)
+    mesh.wait_gone()
+    for node in cluster.nodes:
+        assert "nodemesh" not in node.run(["ls", "/sys/fs/bpf"]).stdout
+        attached = node.run(["bpftool", "cgroup", "tree", node.cgroup2]).stdout
+        assert "nm_" not in attached and "connect4" not in attached, attached
+    pods = echoes(cluster)
+    client, server, _ = pods
+    with wire(cluster, cluster.node(1), [client]) as capture:
+        assert ask(client, f"http://{server.ipv4}:8080/plain-again")
+        assert ask(server, f"http://{client.ipv4}:8080/plain-again")
+    assert capture.report().contains(b"GET /plain-again")
+    kinds = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    left = cluster.kubectl("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/name=nodemesh", "-o", "name",
+                           "--ignore-not-found", check=False)
+    assert left.strip() == ""
+    assert "workloadslices" not in " ".join(kinds)
