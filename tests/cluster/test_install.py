@@ -82,11 +82,12 @@ def ask(pod, url, **options):
     return json.loads(done) if done.startswith("{") else None
 
 
-def wire(cluster, node, pods, **options):
-    """A recording of what some pods send between nodes."""
+def wire(cluster, pods):
+    """A recording, at the node of the first of some pods, of what they send between nodes."""
+    node = next(node for node in cluster.nodes if node.name == pods[0].node_name)
     addresses = [address for pod in pods for address in pod.addresses]
     words = " or ".join(f"host {address}" for address in addresses).split()
-    return cluster.capture(node, filter=["tcp", "and", "(", *words, ")"], **options)
+    return cluster.capture(node, filter=["tcp", "and", "(", *words, ")"])
 
 
 @pytest.mark.parametrize("profile", [None, "minimal.yaml", "strict.yaml", "test.yaml"])
@@ -106,7 +107,7 @@ def test_helm_install_gives_ready_agents_on_all_nodes_and_two_controllers(cluste
 
 def test_before_any_label_pods_talk_as_if_there_were_no_mesh(cluster, mesh):
     client, server, _ = echoes(cluster)
-    with wire(cluster, cluster.node(1), [client]) as capture:
+    with wire(cluster, [client]) as capture:
         assert ask(client, f"http://{server.ipv4}:8080/plain")["client"].startswith(client.ipv4)
     assert capture.report().contains(b"GET /plain")
 
@@ -135,7 +136,7 @@ def labelled(cluster, mesh):
 def test_after_one_label_everything_between_nodes_is_mutual_tls_and_the_server_still_sees_the_client(
         cluster, mesh, labelled, family):
     before = mesh.count("istio_tcp_connections_opened_total", connection_security_policy="mutual_tls", reporter="source")
-    with wire(cluster, cluster.node(1), labelled) as capture:
+    with wire(cluster, labelled) as capture:
         for client in labelled:
             for server in labelled:
                 answer = ask(client, f"http://{bracketed(getattr(server, family))}:8080/secret")
@@ -149,7 +150,7 @@ def test_after_one_label_everything_between_nodes_is_mutual_tls_and_the_server_s
 
 
 def test_a_service_is_reached_by_name_through_the_mesh(cluster, labelled):
-    with wire(cluster, cluster.node(1), labelled) as capture:
+    with wire(cluster, labelled) as capture:
         seen = {ask(labelled[0], "http://echo/by-name")["pod"] for _ in range(30)}
     assert seen == {pod.name for pod in labelled}
     capture.report().require_hbone_only()
@@ -212,7 +213,7 @@ def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, va
     cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
     assert before.isdisjoint(agent.uid for agent in mesh.agents())
     pods = echoes(cluster)
-    with wire(cluster, cluster.node(1), pods) as capture:
+    with wire(cluster, pods) as capture:
         for client in pods:
             for server in pods:
                 assert cluster.wait(lambda client=client, server=server: ask(client, f"http://{server.ipv4}:8080/"), 30)
@@ -226,9 +227,9 @@ def test_helm_uninstall_leaves_nothing_of_the_mesh_and_pods_talk_plainly(cluster
         assert "nodemesh" not in node.run(["ls", "/sys/fs/bpf"]).stdout
         attached = node.run(["bpftool", "cgroup", "tree", node.cgroup2]).stdout
         assert "nm_" not in attached and "connect4" not in attached, attached
-    pods = echoes(cluster)
-    client, server, _ = pods
-    with wire(cluster, cluster.node(1), [client]) as capture:
+    pods = echoes(cluster)  # by node; not all of them on one
+    client, server = pods[0], pods[-1]
+    with wire(cluster, [client]) as capture:
         assert ask(client, f"http://{server.ipv4}:8080/plain-again")
         assert ask(server, f"http://{client.ipv4}:8080/plain-again")
     assert capture.report().contains(b"GET /plain-again")
