@@ -86,8 +86,8 @@ def _start(pod, listeners, clusters, admin):
     with open(path, "w", encoding="utf-8") as out:
         json.dump({"admin": {"address": _address("127.0.0.1", admin)},
                    "static_resources": {"listeners": listeners, "clusters": clusters}}, out)
-    process = pod.spawn([binary(), "-c", path, "--concurrency", "1", "--base-id", os.getpid() % 50000 * 10 + admin % 10,
-                         "--log-level", "warning"])
+    process = pod.spawn([binary(), "-c", path, "--concurrency", "1", "--disable-hot-restart", "--log-level",
+                         "warning"])
     pod.wait_listening(listeners[0]["address"]["socket_address"]["port_value"], process=process)
     return process
 

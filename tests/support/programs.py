@@ -67,7 +67,8 @@ def postgres(pod, port=5432):
             out.write("host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")
     subprocess.run(["cp", "-a", template, data], check=True)
     settings = {"listen_addresses": "*", "port": port, "unix_socket_directories": data, "fsync": "off",
-                "log_connections": "on", "log_line_prefix": "%h:%r ", "shared_buffers": "16MB"}
+                "log_connections": "on", "log_line_prefix": "%h:%r ", "shared_buffers": "16MB",
+                "dynamic_shared_memory_type": "mmap"}  # in its own folder, so that nothing stays of a killed one
     words = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
     process = pod.spawn([f"{PG_BIN}/postgres", "-D", data, *words], user="postgres")
     process.wait_output("ready to accept connections", 30)
