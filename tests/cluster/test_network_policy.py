@@ -8,10 +8,10 @@ from minicluster.plan import bracketed
 @pytest.fixture(scope="module")
 def bank(cluster):
     """Three echo pods behind a Service, and two clients: teller in their namespace, visitor in another."""
-    cluster.apply([workloads.namespace("bank"), *workloads.echo("vault", "bank"), workloads.namespace("street", {"kind": "out"}),
-                   *workloads.echo("teller", "bank", replicas=1), *workloads.echo("visitor", "street", replicas=1)])
+    cluster.apply([workloads.namespace("bank"), *workloads.echo("vault", "bank"), workloads.namespace("avenue", {"kind": "out"}),
+                   *workloads.echo("teller", "bank", replicas=1), *workloads.echo("visitor", "avenue", replicas=1)])
     found = {name: cluster.ready_pods(f"app={name}", namespace, count)
-             for name, namespace, count in (("vault", "bank", 3), ("teller", "bank", 1), ("visitor", "street", 1))}
+             for name, namespace, count in (("vault", "bank", 3), ("teller", "bank", 1), ("visitor", "avenue", 1))}
     return {"vault": found["vault"], "teller": found["teller"][0], "visitor": found["visitor"][0]}
 
 
