@@ -245,6 +245,9 @@ TEST_CASE("a socket path in use is refused, a dead one is replaced") {
   CHECK_FALSE(listen_unix(std::string(200, 'x'), static_cast<gid_t>(-1)));
 }
 
+// Not on the sanitised build: without descriptors UBSan cannot look at memory, and takes every object for
+// broken.
+#if !__has_feature(undefined_behavior_sanitizer)
 TEST_CASE("who comes to the Unix socket while there are no descriptors is served when there are") {
   TempDir dir;
   io::Reactor reactor;
@@ -267,3 +270,4 @@ TEST_CASE("who comes to the Unix socket while there are no descriptors is served
   while (served == 0 && Monotonic::now() < deadline) reactor.run_once(milliseconds(20));
   CHECK(served == 1);
 }
+#endif
