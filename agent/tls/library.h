@@ -1,7 +1,7 @@
 // An OpenSSL library context with only the algorithms that mesh TLS needs. OpenSSL 3.0 walks every algorithm
-// that it has fetched whenever it parses a certificate's public key, twice per handshake: with its default
-// provider that alone is a fifth of the handshake, with this one a twentieth. One per worker also means that
-// workers do not meet at OpenSSL's locks.
+// that it has fetched whenever it parses a certificate's public key, twice per handshake: 104 µs each time
+// with its default provider; with this one reading the certificates is a tenth of a handshake's instructions.
+// One per worker also means that workers do not meet at OpenSSL's locks.
 #pragma once
 
 #include <openssl/provider.h>
