@@ -40,6 +40,13 @@ void add_global_flags(CLI::App& app, Context& context) {
       ->type_name("DIR");
   app.add_option("--admin", context.admin, "one agent's admin address: unix:/path or host:port")
       ->type_name("ADDRESS");
+  app.add_option("--kubeconfig", context.kubeconfig, "of the cluster (default: $KUBECONFIG, ~/.kube/config)")
+      ->type_name("FILE");
+  app.add_option("--context", context.kube_context, "of the kubeconfig (default: its current one)")
+      ->type_name("NAME");
+  app.add_option("-n,--namespace", context.ns, "where nodemesh is installed")
+      ->capture_default_str()
+      ->type_name("NAME");
   app.add_flag("--strict", context.strict, "exit with 3 if there were warnings");
 }
 

@@ -30,7 +30,10 @@ struct Context {
   Format format = Format::table;
   std::vector<std::string> nodes;  // empty: all that are found
   std::string run_dir = "/run/nodemesh";
-  std::string admin;  // "unix:/path" or "host:port"; instead of looking in run_dir
+  std::string admin;                   // "unix:/path" or "host:port"; instead of looking in run_dir
+  std::string kubeconfig;              // empty: $KUBECONFIG, else ~/.kube/config
+  std::string kube_context;            // empty: the kubeconfig's current one
+  std::string ns = "nodemesh-system";  // where nodemesh is installed
   bool strict = false;
   int warnings = 0;
 
