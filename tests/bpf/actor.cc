@@ -84,7 +84,7 @@ void set_option(int fd, int level, int name) {
 int do_connect(const Actor::Request& request, Fd& fd) {
   fd.reset(::socket(family_of(request), SOCK_STREAM | SOCK_CLOEXEC, request.protocol));
   if (!fd) return errno;
-  const timeval limit{2, 0};
+  const timeval limit{request.limit_s, 0};
   ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   if (request.from != SockAddr{}) {
     set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR);
@@ -174,6 +174,10 @@ Connected Actor::ask(const Request& request, int fd) {
 
 Connected Actor::connect(const SockAddr& to, int family, const SockAddr& source) {
   return ask({.op = kConnect, .family = family, .to = to, .from = source});
+}
+
+int Actor::connect_in_vain(const SockAddr& to) {
+  return ask({.op = kConnect, .to = to, .limit_s = 1}).error;
 }
 
 Connected Actor::connect_multipath(const SockAddr& to) {

@@ -25,9 +25,11 @@ class Actor {
   Actor(const Actor&) = delete;
   Actor& operator=(const Actor&) = delete;
 
-  // connect() with a limit of 2 s, from `source` if given, with the mark of borrowed addresses. Family
+  // connect() with a limit of 20 s, from `source` if given, with the mark of borrowed addresses. Family
   // AF_INET6 with an IPv4 destination is v4-mapped; 0 picks the destination's.
   Connected connect(const SockAddr& to, int family = 0, const SockAddr& source = {});
+  // The error of one that must fail by itself, or after a second in which nobody answered.
+  int connect_in_vain(const SockAddr& to);
   // The same by ways that do not look like connect() on a TCP socket.
   Connected connect_multipath(const SockAddr& to);  // an IPPROTO_MPTCP socket
   Connected connect_fast_open(const SockAddr& to);  // sendto() with MSG_FASTOPEN and one byte
@@ -44,6 +46,7 @@ class Actor {
     bool reuseport;
     int protocol;
     bool fast_open;
+    int limit_s = 20;
   };
 
  private:

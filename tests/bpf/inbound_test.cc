@@ -112,7 +112,7 @@ TEST_CASE(
   world.enrol();
   Fd application = world.app->listen(at("[::]:8080"), AF_INET6);
   REQUIRE(world.capture().clear_listeners(world.cookie));
-  CHECK(world.stranger->connect(at("10.66.0.2:8080")).error != 0);
+  CHECK(world.stranger->connect_in_vain(at("10.66.0.2:8080")) != 0);
   CHECK(drops(world, NM_REASON_NO_LISTENER) >= 1);
   CHECK(nobody_waits(application.get()));
   REQUIRE(world.capture().set_flags(true, false));
@@ -232,6 +232,14 @@ TEST_CASE(
     REQUIRE(::bpf_map_update_elem(published.get(), &tuple, &origin, BPF_ANY) == 0);
     Connected client = world.stranger->connect(at("10.66.0.2:8080"), AF_INET, source);
     CHECK(client.error == 0);
+    // connect() returns with the SYN-ACK; accept() only when the programs have seen the connection
+    // established.
+    Fd accepted;
+    CHECK(eventually([&] {
+      for (int listener : {application.get(), world.inbound.get()})
+        if (!nobody_waits(listener)) accepted = accept_one(listener);
+      return bool(accepted);
+    }));
     const bool kept = ::bpf_map_lookup_elem(published.get(), &tuple, &origin) == 0;
     const linger abort{1, 0};  // or TIME_WAIT would keep the source
     ::setsockopt(client.fd.get(), SOL_SOCKET, SO_LINGER, &abort, sizeof(abort));

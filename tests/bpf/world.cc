@@ -1,5 +1,6 @@
 #include "bpf/world.h"
 
+#include <bpf/bpf.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -157,6 +158,13 @@ void World::open(const kernel::CaptureOptions& options) {
   capture_ = std::move(*opened);
   must(capture_->add_agent(kernel::cgroup_id(agent_cgroup).value()));
   must(capture_->beat());
+  // A machine that stalls must not look like a warden that has died: beaten for an hour ahead.
+  Fd config(::bpf_obj_get(fmt::format("{}/v{}/maps/config", options.pin_dir, NM_ABI_VERSION).c_str()));
+  const uint32_t zero = 0;
+  nm_config node{};
+  REQUIRE(::bpf_map_lookup_elem(config.get(), &zero, &node) == 0);
+  node.heartbeat_ns += 3'600'000'000'000;
+  REQUIRE(::bpf_map_update_elem(config.get(), &zero, &node, BPF_ANY) == 0);
 }
 
 void World::enrol() {
@@ -178,7 +186,7 @@ void World::enrol(std::span<const Addr> addresses) {
 
 Fd accept_one(int listener) {
   pollfd waiting{listener, POLLIN, 0};
-  if (::poll(&waiting, 1, 2000) != 1) return {};
+  if (::poll(&waiting, 1, 20'000) != 1) return {};
   return Fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
 }
 

@@ -61,7 +61,7 @@ class World {
   std::unique_ptr<kernel::Capture> capture_;
 };
 
-// The next connection, within 2 s; empty if none came.
+// The next connection, within 20 s; empty if none came.
 Fd accept_one(int listener);
 // True if nothing is waiting to be accepted.
 bool nobody_waits(int listener);

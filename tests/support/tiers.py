@@ -69,6 +69,19 @@ def build_meanwhile(make, *words):
     threading.Thread(target=work, daemon=True).start()
 
 
+FAILURES = []  # said again at the end of the run, where even a short look at the log finds them
+
+
+def note_failures(tier, output):
+    """Takes the failed checks of a doctest binary out of what it printed."""
+    case = ""
+    for line in output.replace("\r", "").splitlines():
+        if line.startswith(("TEST CASE:", "  Scenario:")):
+            case = line.split(":", 1)[1].strip()
+        elif "ERROR: " in line:
+            FAILURES.append(f"{tier}: {case}: {line.strip()}")
+
+
 def need_root():
     if os.geteuid() != 0:
         raise Skipped("it makes namespaces, cgroups and BPF programs: run as root")
@@ -83,9 +96,11 @@ def doctest(name, folder, env=None):
     done = subprocess.run([path], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
                           env={**os.environ, **(env or {})})
     print(done.stdout, end="")
+    note_failures(name, done.stdout)
     match = SUMMARY.search(done.stdout)
     if not match:
         print(f"{path} ended with {done.returncode} and without a summary")
+        FAILURES.append(f"{name}: ended with {done.returncode} and without a summary; last: {done.stdout[-300:]}")
         return Count(failed=1)
     count = Count(*(int(number) for number in match.groups()))
     return count if done.returncode == 0 or count.failed else count + Count(failed=1)
@@ -100,9 +115,12 @@ def pytest(folder, build_dir, env=None, words=()):
             env={**os.environ, "NODEMESH_BUILD_DIR": build_dir, "PYTHONDONTWRITEBYTECODE": "1",
                  "NODEMESH_TEST_TIME_FACTOR": "2", **(env or {})})
         try:
-            suites = xml.parse(report.name).getroot().iter("testsuite")
+            root = xml.parse(report.name).getroot()
+            for case in root.iter("testcase"):
+                FAILURES.extend(f"{folder}: {case.get('classname')}::{case.get('name')}: {what.get('message')}"[:400]
+                                for what in (*case.iter("failure"), *case.iter("error")))
             total = Count()
-            for suite in suites:
+            for suite in root.iter("testsuite"):
                 ran, bad = int(suite.get("tests")), int(suite.get("failures")) + int(suite.get("errors"))
                 skipped = int(suite.get("skipped"))
                 total += Count(max(0, ran - bad - skipped), bad, skipped)
@@ -125,6 +143,7 @@ def fuzz_one(path):
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **SANITISER_OPTIONS})
     if done.returncode != 0:
         print(f"fuzz {name} failed:\n{done.stdout[-6000:]}")
+        FAILURES.append(f"fuzz {name}: ended with {done.returncode}")
         return Count(failed=1)
     print(f"fuzz {name}: {done.stdout.strip().splitlines()[-1]}")
     return Count(passed=1)
@@ -160,6 +179,10 @@ def tier_kernels():
     print(done.stdout, end="")
     if done.returncode == 77:
         raise Skipped(done.stdout.strip().splitlines()[-1])
+    for version in KERNELS:
+        with contextlib.suppress(OSError), open(f"{ROOT}/build/qemu/{version}.log", encoding="utf-8",
+                                                errors="replace") as log:
+            note_failures(f"kernel {version}", log.read())
     runs = SUMMARY.findall(done.stdout)
     count = sum((Count(int(passed), int(failed)) for passed, failed, _ in runs), Count())
     bad = done.returncode != 0 or len(runs) != len(KERNELS)
@@ -277,6 +300,8 @@ def main(names):
         times.append(f"{name:8} {time.monotonic() - started:6.1f} s   {count.passed} passed, {count.failed} failed"
                      + (f", {count.skipped} skipped" if count.skipped else ""))
     print("\n" + "\n".join(times) + "\n")
+    for failure in FAILURES[:60]:
+        print(f"failed: {failure}")
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
     forbidden_skip = total.skipped and os.environ.get("CI") == "true"
     return 1 if total.failed or forbidden_skip or not total.passed else 0
