@@ -30,7 +30,8 @@ bool matches(const NetworkPeer& peer, const NetworkFlow& flow) {
   if (peer.block) return contains(*peer.block) && std::ranges::none_of(peer.except, contains);
   // Of a pod of which nothing is known neither are the labels.
   if (flow.peer == nullptr || flow.peer->mesh == Mesh::unknown) return false;
-  return std::ranges::binary_search(peer.namespaces, flow.peer->ns) && selects(peer.pods, flow.peer->labels);
+  return std::ranges::binary_search(peer.namespaces, flow.peer->ns.str()) &&
+         selects(peer.pods, flow.peer->labels);
 }
 
 // A name that nobody here can resolve, since a pod of another node is not known by its container ports, is

@@ -6,15 +6,17 @@
 #include <cstdint>
 #include <string>
 
+#include "model/text.h"
+
 namespace nodemesh::model {
 
 struct Origin {
-  std::string kind;  // "AuthorizationPolicy"
-  std::string ns;    // empty for cluster-scoped objects
-  std::string name;
-  std::string section;  // path of the field inside the object, e.g. "spec.rules[0]"; empty = the whole object
-  std::string file;     // manifest it was read from; empty when it came from the API server
-  uint32_t line = 0;    // 1-based line in `file`; 0 = unknown
+  Text kind;  // "AuthorizationPolicy"
+  Text ns;    // empty for cluster-scoped objects
+  Text name;
+  Text section;       // path of the field inside the object, e.g. "spec.rules[0]"; empty = the whole object
+  Text file;          // manifest it was read from; empty when it came from the API server
+  uint32_t line = 0;  // 1-based line in `file`; 0 = unknown
 
   auto operator<=>(const Origin&) const = default;
   // "AuthorizationPolicy shop/only-cart (policy.yaml:12)".

@@ -43,8 +43,8 @@ struct Endpoint {
   bool ready = true;
   bool serving = true;
   bool terminating = false;
-  std::string node;
-  std::string zone;
+  Text node;
+  Text zone;
 
   bool operator==(const Endpoint&) const = default;
   SockAddr target() const { return {address, port}; }

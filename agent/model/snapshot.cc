@@ -23,12 +23,11 @@ Snapshot::Snapshot(SnapshotContent content) : content_(std::move(content)) {
   add_ranges();
   workload_by_address_.reserve(content_.workloads.size() * 2);
   for (const auto& workload : content_.workloads) {
-    // What another node says, perhaps to deceive, takes no uid and no name from this node's own pods.
-    bool own = !content_.node.empty() && workload->node == content_.node;
-    auto [by_uid, new_uid] = workload_by_uid_.emplace(workload->uid, workload);
-    auto [by_name, new_name] = workload_by_name_[workload->ns].emplace(workload->name, workload);
-    if (own && !new_uid && by_uid->second->node != content_.node) by_uid->second = workload;
-    if (own && !new_name && by_name->second->node != content_.node) by_name->second = workload;
+    if (workload->origin.kind == "Pod") {
+      ++pods_;
+      workload_by_uid_.emplace(workload->uid, workload);
+      workload_by_name_[workload->ns].emplace(workload->name, workload);
+    }
     if (workload->host_network) continue;
     for (const auto& address : workload->addresses) workload_by_address_.emplace(address, workload);
   }

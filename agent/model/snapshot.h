@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -41,7 +42,7 @@ struct SnapshotContent {
   uint64_t generation = 0;
   std::string node;  // the node this snapshot is for
   MeshSettings mesh;
-  std::vector<Shared<Workload>> workloads;  // sorted by namespace and name
+  std::vector<Shared<Workload>> workloads;  // those with a Pod here, by namespace and name; then the others
   std::vector<Shared<Service>> services;    // sorted by namespace and name
 
   // Everything but the generation.
@@ -65,11 +66,15 @@ class Snapshot {
   const MeshSettings& mesh() const { return content_.mesh; }
   const SnapshotContent& content() const { return content_; }
   const std::vector<Shared<Workload>>& workloads() const { return content_.workloads; }
+  // The first of them: those made of a Pod, in a cluster this node's.
+  std::span<const Shared<Workload>> pods() const { return std::span(content_.workloads).first(pods_); }
   const std::vector<Shared<Service>>& services() const { return content_.services; }
 
   // Null when absent. The references live as long as the snapshot; copy the shared_ptr to keep a workload
   // longer.
   const Shared<Workload>& find_workload(const Addr& address) const;
+  // By uid and by name only those that were made of a Pod: others are what another node says, perhaps to
+  // deceive.
   const Shared<Workload>& find_workload_by_uid(std::string_view uid) const;
   const Shared<Workload>& find_workload(std::string_view ns, std::string_view name) const;
   const Shared<Service>& find_service(const Addr& vip) const;
@@ -94,6 +99,7 @@ class Snapshot {
   void add_ranges();
 
   SnapshotContent content_;
+  size_t pods_ = 0;
   std::unordered_map<Addr, Shared<Workload>> workload_by_address_;
   std::unordered_map<Addr, Shared<Service>> service_by_vip_;
   std::unordered_map<SockAddr, Shared<Service>> service_by_endpoint_;

@@ -13,6 +13,7 @@
 #include "model/origin.h"
 #include "model/policy.h"
 #include "model/shared.h"
+#include "model/text.h"
 
 namespace nodemesh::model {
 
@@ -26,28 +27,48 @@ std::string_view mesh_name(Mesh mesh);
 
 inline constexpr size_t kMaxUid = 63;
 
+// Labels of an object, shared by the pods of one owner. Never null.
+class Labels {
+ public:
+  using Map = std::map<std::string, std::string>;
+  Labels() = default;
+  Labels(Map labels) : held_(labels.empty() ? nullptr : std::make_shared<const Map>(std::move(labels))) {}
+  Labels(std::initializer_list<Map::value_type> labels) : Labels(Map(labels)) {}
+
+  const Map& operator*() const {
+    static const Map kNone;
+    return held_ ? *held_ : kNone;
+  }
+  const Map* operator->() const { return &**this; }
+  operator const Map&() const { return **this; }
+  friend bool operator==(const Labels& a, const Labels& b) { return a.held_ == b.held_ || *a == *b; }
+
+ private:
+  std::shared_ptr<const Map> held_;
+};
+
 struct Workload {
   Origin origin;
   std::string uid;  // the pod's; "ns/name" where the object has none; at most kMaxUid bytes, none below 0x20
-  std::string ns;
+  Text ns;
   std::string name;
-  std::string service_account;
-  std::string identity;  // "spiffe://td/ns/x/sa/y"
-  std::string node;
-  std::string region;
-  std::string zone;
+  Text service_account;
+  Text identity;  // "spiffe://td/ns/x/sa/y"
+  Text node;
+  Text region;
+  Text zone;
   std::vector<Addr> addresses;
-  std::map<std::string, std::string> labels;
+  Labels labels;
   // Telemetry, as Istio derives them; never empty.
-  std::string workload_name;  // of the owner, e.g. the Deployment
-  std::string workload_type;  // deployment, statefulset, daemonset, job, cronjob, replicaset or pod
-  std::string app;            // "unknown" without a label
-  std::string version;        // "unknown" without a label
-  std::string canonical_name;
-  std::string canonical_revision;               // "latest" without a label
+  Text workload_name;  // of the owner, e.g. the Deployment
+  Text workload_type;  // deployment, statefulset, daemonset, job, cronjob, replicaset or pod
+  Text app;            // "unknown" without a label
+  Text version;        // "unknown" without a label
+  Text canonical_name;
+  Text canonical_revision;                      // "latest" without a label
   std::map<std::string, uint16_t> named_ports;  // TCP container ports by name
   std::vector<uint16_t> probe_ports;            // of kubelet's probes and hooks, sorted
-  std::string netns;  // path from annotation nodemesh.dev/netns; empty: found by its processes
+  Text netns;  // path from annotation nodemesh.dev/netns; empty: found by its processes
   Mesh mesh = Mesh::none;
   bool enrolled = false;            // captured by its node's agent
   bool host_network = false;        // shares the node's addresses, so it is never found by address

@@ -106,7 +106,8 @@ void Control::reconfigure() {
                                            .mesh_config_namespace = options_.root_namespace,
                                            .cluster_cidrs = options_.cluster_cidrs,
                                            .cluster = source_->client() != nullptr,
-                                           .unknown_peer = options_.unknown_peer});
+                                           .unknown_peer = options_.unknown_peer},
+                                          memory_);
   translate::log_new_problems(statuses_, translation.statuses);
   statuses_ = std::move(translation.statuses);
   translated_ = clock_.now();
@@ -137,7 +138,7 @@ size_t Control::rejected() const {
 // An identity for every service account that has an enrolled pod on this node.
 void Control::want_identities() {
   std::set<std::string> wanted;
-  for (const auto& workload : snapshot_->workloads()) {
+  for (const auto& workload : snapshot_->pods()) {
     if (workload->enrolled && workload->node == options_.node) wanted.insert(workload->identity);
   }
   credentials_.set_wanted(std::move(wanted));
@@ -223,7 +224,12 @@ void Control::watch_workers() {
 
 void Control::expire_series() {
   std::set<std::pair<std::string_view, std::string_view>> live;
-  for (const auto& workload : snapshot_->workloads()) live.emplace(workload->ns, workload->workload_name);
+  const model::Workload* last = nullptr;  // pods of one owner stand together
+  for (const auto& workload : snapshot_->workloads()) {
+    bool again = last && last->workload_name == workload->workload_name && last->ns == workload->ns;
+    last = workload.get();
+    if (!again) live.emplace(workload->ns.str(), workload->workload_name.str());
+  }
   metrics_.expire(
       [&](const telemetry::WorkloadLabels& labels) { return live.contains({labels.ns, labels.workload}); });
 }

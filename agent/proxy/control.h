@@ -128,6 +128,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::optional<Slices> slices_;  // of an API server; goes before the source
   std::shared_ptr<const model::Snapshot> snapshot_;
   std::vector<kube::Status> statuses_;
+  translate::TranslateMemory memory_;
   Monotonic::time_point translated_{};
   identity::CaClient ca_;
   identity::CredentialStore credentials_;

@@ -356,9 +356,9 @@ void OutboundSession::redecide() {
     if (!admission.allow) return enforce(admission);
   } else {  // what is known of it may have changed, or be known only now
     const auto& snapshot = *worker_.snapshot;
-    const auto& server = server_->mesh == model::Mesh::unknown ? snapshot.find_workload(target_.ip)
-                                                               : snapshot.find_workload_by_uid(server_->uid);
-    if (server != nullptr) server_ = server;
+    const auto& server = snapshot.find_workload(target_.ip);
+    bool same = server != nullptr && (server_->mesh == model::Mesh::unknown || server->uid == server_->uid);
+    if (same) server_ = server;
   }
   if (auto allowed = permitted(); !allowed)
     fail({Reason::POLICY_REVOKED, "now denied: " + allowed.error().message});

@@ -29,7 +29,7 @@ Slices::Slices(io::Reactor& reactor, kube::ApiClient& client, std::string node)
 void Slices::update(const kube::Store& store, const model::Snapshot& snapshot) {
   publisher_.observe(store);
   std::vector<model::Shared<model::Workload>> own;
-  for (const auto& workload : snapshot.workloads()) {
+  for (const auto& workload : snapshot.pods()) {
     if (workload->node == node_) own.push_back(workload);
   }
   publisher_.set_pods(std::move(own));

@@ -4,7 +4,9 @@
 
 #include <map>
 #include <string>
+#include <unordered_map>
 
+#include "base/addr.h"
 #include "kube/objects.h"
 #include "translate/status.h"
 
@@ -14,17 +16,21 @@ class Claims {
  public:
   explicit Claims(Reports& reports) : reports_(reports) {}
 
-  // `what` as in "address 10.0.0.1". Call in the order of age; the first call wins. Reports at `field` and
-  // returns false when another object has it.
-  bool take(const std::string& what, const kube::Object& object, const std::string& field);
+  // `what` as in "uid 1". `field` is a literal. Call in the order of age; the first call wins. Reports at
+  // `field` and returns false when another object has it.
+  bool take(const std::string& what, const kube::Object& object, const char* field);
+  bool take(const Addr& address, const kube::Object& object, const char* field);
 
  private:
   struct Owner {
     const kube::Object* object;
-    std::string field;
+    const char* field;
   };
+  bool settle(const Owner& owner, const std::string& what, const kube::Object& object, const char* field);
+
   Reports& reports_;
   std::map<std::string, Owner> owners_;
+  std::unordered_map<Addr, Owner> owners_of_addresses_;
 };
 
 }  // namespace nodemesh::translate

@@ -11,6 +11,9 @@ using nlohmann::json;
 void put(json& out, const char* key, const std::string& value) {
   if (!value.empty()) out[key] = value;
 }
+void put(json& out, const char* key, const model::Text& value) {
+  put(out, key, value.str());
+}
 void put(json& out, const char* key, bool value) {
   if (value) out[key] = true;
 }
@@ -162,7 +165,7 @@ json to_json(const model::Workload& workload) {
   put(out, "node", workload.node);
   put(out, "region", workload.region);
   put(out, "zone", workload.zone);
-  put(out, "labels", json(workload.labels));
+  put(out, "labels", json(*workload.labels));
   put(out, "namedPorts", json(workload.named_ports));
   put(out, "probePorts", json(workload.probe_ports));
   put(out, "netns", workload.netns);

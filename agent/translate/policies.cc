@@ -23,7 +23,7 @@ std::map<std::string, Shared<model::Policy>> compiled_in(const model::Snapshot* 
   std::map<std::string, Shared<model::Policy>> policies;
   if (!snapshot) return policies;
   const model::WorkloadPolicy* last = nullptr;
-  for (const auto& workload : snapshot->workloads()) {
+  for (const auto& workload : snapshot->pods()) {
     if (!workload->policy || std::exchange(last, workload->policy.get()) == workload->policy.get()) continue;
     for (const auto& applied : workload->policy->policies) {
       policies.try_emplace(applied.policy->origin.ns + "/" + applied.policy->origin.name, applied.policy);

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <map>
-#include <unordered_map>
+#include <set>
+#include <span>
+#include <tuple>
+#include <utility>
 
 #include "translate/core.h"
 #include "translate/workloads.h"
@@ -15,13 +18,22 @@ using model::Mesh;
 using model::Workload;
 using Said = WorkloadFacts::Pod;
 
+using model::Shared;
+
 class Remote {
  public:
   Remote(const kube::Store& store, const WorkloadFacts& facts, const Evidence& evidence,
-         const RemoteOptions& options, Reports& reports)
-      : store_(store), facts_(facts), evidence_(evidence), options_(options), reports_(reports) {}
+         const RemoteOptions& options, RemoteMemory& memory, Reports& reports)
+      : store_(store),
+        facts_(facts),
+        evidence_(evidence),
+        options_(options),
+        memory_(memory),
+        reports_(reports) {}
 
-  std::vector<Workload> run() {
+  std::vector<Shared<Workload>> run() {
+    ++memory_.round;
+    out_.reserve(facts_.pods.size());
     judge();
     drop_disputed();
     add_believed();
@@ -33,15 +45,16 @@ class Remote {
  private:
   // Sorts what is said of each address into what counts, what nobody can confirm, and what is wrong.
   void judge() {
+    counted_.reserve(facts_.pods.size() * 2);
     for (const auto& said : facts_.pods) {
       for (const auto& address : said.pod->addresses) {
         if (options_.is_ours(address)) {
           refuse(said, address, "is a pod's of this node");
           continue;
         }
-        auto node = evidence_.node_of(address, said.common->ns);
+        auto node = evidence_.node_of(address, said.common().ns);
         if (node == said.node)
-          counted_[address].push_back(&said);
+          count(said, address);
         else if (node.empty())
           unplaced_[address].push_back(&said);
         else
@@ -50,75 +63,152 @@ class Remote {
     }
   }
 
+  void count(const Said& said, const Addr& address) {
+    auto [at, first] = counted_.emplace(address, &said);
+    if (first) return;
+    auto& sayers = disputed_[address];
+    if (sayers.empty()) sayers.push_back(at->second);
+    sayers.push_back(&said);
+  }
+
   void refuse(const Said& said, const Addr& address, const std::string& why) {
-    reports_.add(*said.object, Severity::error, said.field + ".ips",
+    reports_.add(said.object(), Severity::error, said.field() + ".ips",
                  "node \"" + std::string(said.node) + "\" names " + address.to_string() + ", which " + why +
                      ", so this is not believed",
                  "only the agent of a pod's own node may name it; see who wrote the slice");
   }
 
   void drop_disputed() {
-    for (auto& [address, sayers] : counted_) {
-      if (sayers.size() < 2) continue;
+    for (auto& [address, sayers] : disputed_) {
       for (const auto* said : sayers) {
-        reports_.add(*said->object, Severity::error, said->field + ".ips",
+        reports_.add(said->object(), Severity::error, said->field() + ".ips",
                      "address " + address.to_string() + " is named for two pods, so neither is believed",
                      "wait until the older pod is gone, or see who wrote the slices");
       }
       unplaced_[address] = std::move(sayers);
+      counted_.erase(address);
     }
-    std::erase_if(counted_, [](const auto& entry) { return entry.second.empty(); });
   }
 
   void add_believed() {
-    for (const auto& said : facts_.pods) {
-      std::vector<Addr> addresses;
-      for (const auto& address : said.pod->addresses) {
-        auto found = counted_.find(address);
-        if (found != counted_.end() && found->second.front() == &said) addresses.push_back(address);
-      }
-      if (addresses.empty()) continue;
-      out_.push_back(believed(said, std::move(addresses)));
+    for (size_t begin = 0, end = 0; begin < facts_.pods.size(); begin = end) {
+      const auto* slice = facts_.pods[begin].slice;
+      while (end < facts_.pods.size() && facts_.pods[end].slice == slice) ++end;
+      add_slice(*slice, std::span(facts_.pods).subspan(begin, end - begin));
+    }
+    std::erase_if(memory_.slices, [&](const auto& entry) { return entry.second.round != memory_.round; });
+  }
+
+  void add_slice(const kube::Entry& slice, std::span<const Said> pods) {
+    auto& memory = memory_.slices[slice.object->key.name];
+    const auto* node = store_.find("Node", "", pods.front().node);
+    std::string_view region = node ? node->object->label("topology.kubernetes.io/region") : "";
+    std::string_view zone = node ? node->object->label("topology.kubernetes.io/zone") : "";
+    RemoteMemory::Slice before;
+    bool same = memory.object == slice.object && memory.trust_domain == options_.trust_domain &&
+                memory.region == region && memory.zone == zone;
+    if (!same) {
+      before = std::exchange(memory, {slice.object, options_.trust_domain, region, zone, {}, 0});
+      memory.pods.resize(pods.size());
+    }
+    memory.round = memory_.round;
+    Shares shares;
+    for (size_t i = 0; i < pods.size(); ++i) {
+      auto& made = memory.pods[i];
+      if (!is_as_before(pods[i], made)) made = believed(pods[i], before, shares, memory);
+      if (made) out_.push_back(made);
     }
   }
 
-  Workload believed(const Said& said, std::vector<Addr> addresses) const {
-    const auto& common = *said.common;
-    Workload workload{.origin = said.object->origin(said.field),
-                      .uid = said.pod->uid,
-                      .ns = common.ns,
-                      .name = said.pod->name,
-                      .service_account = common.service_account,
-                      .node = std::string(said.node),
-                      .addresses = std::move(addresses),
-                      .labels = common.labels};
-    workload.identity = model::spiffe_id(options_.trust_domain, workload.ns, workload.service_account);
-    workload.workload_type = common.owner_name.empty() ? "pod" : common.owner_type;
-    workload.workload_name = common.owner_name.empty() ? workload.name : common.owner_name;
+  bool counts(const Said& said, const Addr& address) const {
+    auto found = counted_.find(address);
+    return found != counted_.end() && found->second == &said;
+  }
+
+  bool is_as_before(const Said& said, const Shared<Workload>& made) const {
+    if (!made) return false;
+    size_t number = 0;
+    for (const auto& address : said.pod->addresses) {
+      if (!counts(said, address)) continue;
+      if (number == made->addresses.size() || made->addresses[number++] != address) return false;
+    }
+    return number == made->addresses.size();
+  }
+
+  // What pods of one template have in common, made once for a slice.
+  struct Shares {
+    std::map<const WorkloadSliceSpec::Template*, Workload> by_template;
+    model::Origin origin;
+    model::Text node;
+  };
+
+  Shared<Workload> believed(const Said& said, const RemoteMemory::Slice& before, Shares& shares,
+                            const RemoteMemory::Slice& memory) const {
+    std::vector<Addr> addresses;
+    for (const auto& address : said.pod->addresses) {
+      if (counts(said, address)) addresses.push_back(address);
+    }
+    if (addresses.empty()) return {};
+    if (shares.node.empty()) {
+      shares.node = said.node;
+      shares.origin = said.object().origin();
+    }
+    auto [common, fresh] = shares.by_template.try_emplace(&said.common());
+    if (fresh) common->second = in_common(said.common(), shares, memory);
+    Workload workload = common->second;
+    workload.uid = said.pod->uid;
+    workload.name = said.pod->name;
+    workload.addresses = std::move(addresses);
     workload.mesh = said.pod->mesh ? Mesh::hbone : Mesh::none;
     workload.enrolled = said.pod->mesh;
+    name_pod(workload, said.common());
+    auto same = std::ranges::find_if(before.pods, [&](const auto& old) { return old && *old == workload; });
+    if (same != before.pods.end()) return *same;
+    return std::make_shared<const Workload>(std::move(workload));
+  }
+
+  Workload in_common(const WorkloadSliceSpec::Template& from, const Shares& shares,
+                     const RemoteMemory::Slice& memory) const {
+    Workload workload{.origin = shares.origin,
+                      .ns = from.ns,
+                      .service_account = from.service_account,
+                      .node = shares.node,
+                      .region = memory.region,
+                      .zone = memory.zone,
+                      .labels = from.labels};
+    workload.identity = model::spiffe_id(options_.trust_domain, workload.ns, workload.service_account);
+    workload.workload_type = from.owner_name.empty() ? "pod" : from.owner_type;
+    workload.workload_name = from.owner_name;
     name_from_labels(workload);
-    place(store_, workload);
     return workload;
+  }
+
+  // Where neither an owner nor a label names the workload, the pod does.
+  static void name_pod(Workload& workload, const WorkloadSliceSpec::Template& from) {
+    if (!from.owner_name.empty()) return;
+    workload.workload_name = workload.name;
+    name_from_labels(workload);
   }
 
   // Pods of which only EndpointSlices speak.
   void add_endpoints() {
-    for (const auto& [address, claims] : evidence_.all_claims()) {
+    evidence_.for_each_address([&](const Addr& address, std::span<const EndpointClaim> claims) {
       if (counted_.contains(address) || options_.is_ours(address) || evidence_.is_node_address(address))
-        continue;
-      auto ns = claims.front().ns;
+        return;
+      auto first = std::ranges::min(claims, {}, [](const EndpointClaim& claim) {
+        return std::tuple(claim.ns(), std::string_view(claim.object->key.name), claim.pod());
+      });
       // Whom two namespaces name, nobody can tell which of them to expect.
-      if (std::ranges::any_of(claims, [&](const auto& claim) { return claim.ns != ns; })) {
-        out_.push_back(nobody(address, *claims.front().object));
+      if (std::ranges::any_of(claims, [&](const auto& claim) { return claim.ns() != first.ns(); })) {
+        strangers_.try_emplace("/" + address.to_string(), nobody(address, *first.object));
       } else {
-        auto& workload = named(std::string(ns), std::string(claims.front().pod), *claims.front().object);
-        workload.node = evidence_.node_of(address, ns);
+        auto& workload = named(std::string(first.ns()), std::string(first.pod()), *first.object);
+        workload.node = evidence_.node_of(address, first.ns());
         workload.addresses.push_back(address);
         if (unplaced_.contains(address) || !is_plain(address, workload.node)) workload.mesh = Mesh::unknown;
       }
       unplaced_.erase(address);
-    }
+    });
   }
 
   // An address in another node's range is not made plain by who puts it on a plain node: the EndpointSlice
@@ -139,13 +229,23 @@ class Remote {
   // Of what slices alone name and no other can confirm, nothing is known.
   void add_unplaced() {
     for (const auto& [address, sayers] : unplaced_) {
-      if (!evidence_.is_node_address(address)) out_.push_back(nobody(address, *sayers.front()->object));
+      if (!evidence_.is_node_address(address))
+        strangers_.try_emplace("/" + address.to_string(), nobody(address, sayers.front()->object()));
     }
     for (auto& [name, workload] : strangers_) {
       place(store_, workload);
       std::ranges::sort(workload.addresses);
-      out_.push_back(std::move(workload));
+      add_stranger(name, std::move(workload));
     }
+    std::erase_if(memory_.strangers,
+                  [&](const auto& entry) { return !kept_strangers_.contains(entry.second.get()); });
+  }
+
+  void add_stranger(const std::string& key, Workload workload) {
+    auto& before = memory_.strangers[key];
+    if (!before || !(*before == workload)) before = std::make_shared<const Workload>(std::move(workload));
+    kept_strangers_.insert(before.get());
+    out_.push_back(before);
   }
 
   Workload stranger(std::string ns, std::string name, const kube::Object& object) const {
@@ -168,19 +268,21 @@ class Remote {
   const WorkloadFacts& facts_;
   const Evidence& evidence_;
   const RemoteOptions& options_;
+  RemoteMemory& memory_;
   Reports& reports_;
-  std::unordered_map<Addr, std::vector<const Said*>> counted_;
-  std::map<Addr, std::vector<const Said*>> unplaced_;
-  std::map<std::string, Workload> strangers_;  // by "namespace/name"
-  std::vector<Workload> out_;
+  std::unordered_map<Addr, const Said*> counted_;
+  std::map<Addr, std::vector<const Said*>> disputed_, unplaced_;
+  std::map<std::string, Workload> strangers_;  // by "namespace/name", or "/address"
+  std::set<const Workload*> kept_strangers_;
+  std::vector<Shared<Workload>> out_;
 };
 
 }  // namespace
 
-std::vector<Workload> remote_workloads(const kube::Store& store, const WorkloadFacts& facts,
-                                       const Evidence& evidence, const RemoteOptions& options,
-                                       Reports& reports) {
-  return Remote(store, facts, evidence, options, reports).run();
+std::vector<Shared<Workload>> remote_workloads(const kube::Store& store, const WorkloadFacts& facts,
+                                               const Evidence& evidence, const RemoteOptions& options,
+                                               RemoteMemory& memory, Reports& reports) {
+  return Remote(store, facts, evidence, options, memory, reports).run();
 }
 
 model::PeerRules peer_rules(const kube::Store& store, const WorkloadFacts& facts, const Evidence& evidence,

@@ -54,7 +54,11 @@ void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kub
       Endpoint endpoint{from.address, target->port, find_workload(ns, from.pod, from.address),
                         from.ready,   from.serving, from.terminating,
                         from.node,    from.zone};
-      if (endpoint.workload && endpoint.node.empty()) endpoint.node = endpoint.workload->node;
+      if (endpoint.workload) {
+        endpoint.node.share(endpoint.workload->node);
+        endpoint.zone.share(endpoint.workload->zone);
+        if (endpoint.node.empty()) endpoint.node = endpoint.workload->node;
+      }
       // While a pod moves between slices it may be in two of them.
       bool twice = std::ranges::any_of(port.endpoints,
                                        [&](const Endpoint& e) { return e.target() == endpoint.target(); });
@@ -65,7 +69,7 @@ void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kub
 
 }  // namespace
 
-Slices::Slices(const kube::Store& store, Reports& reports) {
+Slices::Slices(const kube::Store& store, std::string_view node, Reports& reports) {
   for (const auto& entry : store.objects("EndpointSlice")) {
     const auto& slice = slice_of(entry);
     const auto& ns = entry.object->key.ns;
@@ -77,9 +81,10 @@ Slices::Slices(const kube::Store& store, Reports& reports) {
           "correct the label kubernetes.io/service-name, or add the Service");
       continue;
     }
-    by_service_[ns + "/" + slice.service].push_back(&entry);
+    by_service_[{ns, slice.service}].push_back(&entry);
     for (const auto& endpoint : slice.endpoints) {
-      if (endpoint.pod.empty()) continue;
+      bool elsewhere = !node.empty() && !endpoint.node.empty() && endpoint.node != node;
+      if (endpoint.pod.empty() || elsewhere) continue;
       auto& ports = by_pod_[ns + "/" + endpoint.pod][slice.service];
       for (const auto& port : slice.ports) {
         if (std::ranges::find(ports, port.port) == ports.end()) ports.push_back(port.port);
@@ -88,8 +93,8 @@ Slices::Slices(const kube::Store& store, Reports& reports) {
   }
 }
 
-std::span<const kube::Entry* const> Slices::of(const std::string& ns, const std::string& service) const {
-  auto found = by_service_.find(ns + "/" + service);
+std::span<const kube::Entry* const> Slices::of(std::string_view ns, std::string_view service) const {
+  auto found = by_service_.find({ns, service});
   return found == by_service_.end() ? std::span<const kube::Entry* const>{} : std::span(found->second);
 }
 
@@ -146,7 +151,7 @@ const kube::Entry* BalancerRules::find(const std::string& ns, const std::string&
 
 model::Service make_service(const kube::Entry& entry, const Slices& slices, const BalancerRules& rules,
                             const TranslateOptions& options, const FindWorkload& find_workload,
-                            Claims& claims) {
+                            std::vector<Addr> vips) {
   const auto& object = *entry.object;
   const auto& spec = static_cast<const ServiceSpec&>(*entry.decoded);
   model::Service service{.origin = object.origin(), .ns = object.key.ns, .name = object.key.name};
@@ -156,9 +161,7 @@ model::Service make_service(const kube::Entry& entry, const Slices& slices, cons
   service.publish_not_ready = spec.publish_not_ready;
   service.local_only = spec.local_only;
   service.client_ip_affinity = spec.client_ip_affinity;
-  for (const auto& vip : spec.vips) {
-    if (claims.take("address " + vip.to_string(), object, "spec.clusterIP")) service.vips.push_back(vip);
-  }
+  service.vips = std::move(vips);
   const auto* rule = rules.find(service.ns, service.host);
   for (const auto& from : spec.ports) {
     ServicePort port{.name = from.name, .port = from.port, .protocol = from.protocol};
@@ -172,6 +175,56 @@ model::Service make_service(const kube::Entry& entry, const Slices& slices, cons
     service.ports.push_back(std::move(port));
   }
   return service;
+}
+
+namespace {
+
+bool is_made_of(const ServiceMemory::Made& made, const kube::Entry& entry,
+                std::span<const kube::Entry* const> slices, const kube::Entry* rule,
+                const std::vector<Addr>& vips) {
+  auto same = [](const kube::Entry& a, const kube::Entry* b) { return a.object == b->object; };
+  return made.result && made.service.object == entry.object && made.vips == vips &&
+         made.rule == (rule ? rule->object : nullptr) && std::ranges::equal(made.slices, slices, same);
+}
+
+bool endpoints_stay(const model::Service& service, const FindWorkload& find_workload) {
+  for (const auto& port : service.ports) {
+    for (const auto& endpoint : port.endpoints) {
+      // By its address alone: of several that are found by name, each still has the address.
+      auto now =
+          find_workload(service.ns, endpoint.workload ? endpoint.workload->name : "", endpoint.address);
+      if (now.get() != endpoint.workload.get()) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+model::Shared<model::Service> make_service(const kube::Entry& entry, const Slices& slices,
+                                           const BalancerRules& rules, const TranslateOptions& options,
+                                           const FindWorkload& find_workload, Claims& claims,
+                                           ServiceMemory& memory) {
+  const auto& key = entry.object->key;
+  std::vector<Addr> vips;
+  for (const auto& vip : static_cast<const ServiceSpec&>(*entry.decoded).vips) {
+    if (claims.take(vip, *entry.object, "spec.clusterIP")) vips.push_back(vip);
+  }
+  auto own = slices.of(key.ns, key.name);
+  const auto* rule = rules.find(key.ns, key.name + "." + key.ns + ".svc." + options.cluster_domain);
+  auto& made = memory.by_name[{key.ns, key.name}];
+  made.round = memory.round;
+  if (is_made_of(made, entry, own, rule, vips) && endpoints_stay(*made.result, find_workload))
+    return made.result;
+  made.service = entry;
+  made.slices.clear();
+  for (const auto* slice : own) made.slices.push_back(*slice);
+  made.rule = rule ? rule->object : nullptr;
+  made.vips = vips;
+  auto fresh = make_service(entry, slices, rules, options, find_workload, std::move(vips));
+  if (!made.result || !(*made.result == fresh))
+    made.result = std::make_shared<const model::Service>(std::move(fresh));
+  return made.result;
 }
 
 }  // namespace nodemesh::translate

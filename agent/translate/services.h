@@ -4,6 +4,8 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kube/store.h"
@@ -19,13 +21,14 @@ namespace nodemesh::translate {
 // The EndpointSlices of each Service, by "namespace/name".
 class Slices {
  public:
-  explicit Slices(const kube::Store& store, Reports& reports);
-  std::span<const kube::Entry* const> of(const std::string& ns, const std::string& service) const;
+  // `node`: the one whose pods ports_of() will be asked for; empty: all.
+  Slices(const kube::Store& store, std::string_view node, Reports& reports);
+  std::span<const kube::Entry* const> of(std::string_view ns, std::string_view service) const;
   // For each pod ("namespace/name") its ports by Service.
   const Policies::PortsByService& ports_of(const std::string& pod) const;
 
  private:
-  std::map<std::string, std::vector<const kube::Entry*>> by_service_;
+  std::map<std::pair<std::string_view, std::string_view>, std::vector<const kube::Entry*>> by_service_;
   std::map<std::string, Policies::PortsByService> by_pod_;
 };
 
@@ -46,8 +49,28 @@ class BalancerRules {
 using FindWorkload = std::function<model::Shared<model::Workload>(
     const std::string& ns, const std::string& pod, const Addr& address)>;
 
+// Services as they were made last, each with all that it was made of: one of which nothing has changed costs
+// a look at its endpoints.
+struct ServiceMemory {
+  struct Made {
+    kube::Entry service;
+    std::vector<kube::Entry> slices;
+    std::shared_ptr<const kube::Object> rule;
+    std::vector<Addr> vips;  // those it was granted
+    model::Shared<model::Service> result;
+    uint64_t round = 0;
+  };
+  std::map<std::pair<std::string, std::string>, Made, std::less<>> by_name;
+  uint64_t round = 0;
+};
+
 model::Service make_service(const kube::Entry& service, const Slices& slices, const BalancerRules& rules,
                             const TranslateOptions& options, const FindWorkload& find_workload,
-                            Claims& claims);
+                            std::vector<Addr> vips);
+// The same, or the one made before if nothing that it was made of has changed.
+model::Shared<model::Service> make_service(const kube::Entry& service, const Slices& slices,
+                                           const BalancerRules& rules, const TranslateOptions& options,
+                                           const FindWorkload& find_workload, Claims& claims,
+                                           ServiceMemory& memory);
 
 }  // namespace nodemesh::translate

@@ -27,7 +27,7 @@ Slice::Template template_of(const model::Workload& pod) {
                       .service_account = pod.service_account,
                       .owner_type = pod.workload_type,
                       .owner_name = pod.workload_type == "pod" ? "" : pod.workload_name};
-  std::copy_if(pod.labels.begin(), first_label_left_out(pod.labels),
+  std::copy_if(pod.labels->begin(), first_label_left_out(pod.labels),
                std::inserter(out.labels, out.labels.end()),
                [](const auto& label) { return !is_fleeting(label.first); });
   if (pod.mesh == model::Mesh::hbone) out.protocols = {"nm1", "h2"};

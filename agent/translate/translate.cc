@@ -60,24 +60,39 @@ const PodSpec& pod_of(const kube::Entry& entry) {
 template <class T>
 void sort_by_name(std::vector<Shared<T>>& items) {
   std::ranges::sort(items, [](const auto& a, const auto& b) {
-    // An address of which nothing is known may be all that tells two workloads apart.
-    return std::tie(a->ns, a->name, a->origin.name) < std::tie(b->ns, b->name, b->origin.name);
+    return std::tie(a->ns, a->name) < std::tie(b->ns, b->name);
   });
 }
+
+}  // namespace
+
+struct TranslateMemory::Parts {
+  Evidence evidence;
+  RemoteMemory remote;
+  ServiceMemory services;
+};
+
+TranslateMemory::TranslateMemory() : parts_(std::make_unique<Parts>()) {}
+TranslateMemory::~TranslateMemory() = default;
 
 class Translator {
  public:
   Translator(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
-             const TranslateOptions& options)
-      : store_(store), previous_(previous), options_(options), claims_(reports_), slices_(store, reports_) {
+             const TranslateOptions& options, TranslateMemory& memory)
+      : store_(store),
+        previous_(previous),
+        options_(options),
+        memory_(*memory.parts_),
+        claims_(reports_),
+        slices_(store, options.cluster ? options.node : "", reports_) {
     content_.node = options.node;
     content_.mesh = mesh_settings(store, options);
   }
 
   Translation run() {
     add_workloads();
-    if (options_.cluster) add_remote_workloads();
     sort_by_name(content_.workloads);
+    if (options_.cluster) add_remote_workloads();
     add_services();
     sort_by_name(content_.services);
     return {publish(), reports_.merge(store_.statuses())};
@@ -119,7 +134,7 @@ class Translator {
       auto made = make_workload(store_, *entry, content_.mesh.trust_domain, claims_, reports_);
       if (!made) continue;
       // There, anybody who may make a Pod may write an annotation; the warden finds the namespace by itself.
-      if (options_.cluster) made->netns.clear();
+      if (options_.cluster) made->netns = {};
       if (options_.cluster && !made->host_network) warn_of_labels_left_out(*entry->object);
       Shared<model::Workload> before;
       if (previous_) before = previous_->find_workload(made->ns, made->name);
@@ -142,25 +157,30 @@ class Translator {
 
   void add(Shared<model::Workload> workload) {
     by_name_.emplace(workload->ns + "/" + workload->name, workload);
-    if (!workload->host_network) {
-      for (const auto& address : workload->addresses) by_address_.emplace(address, workload);
-    }
+    add_addresses(workload);
     content_.workloads.push_back(std::move(workload));
+  }
+
+  void add_addresses(const Shared<model::Workload>& workload) {
+    if (workload->host_network) return;
+    for (const auto& address : workload->addresses) by_address_.emplace(address, workload);
   }
 
   // Their policies are their own nodes' to enforce.
   void add_remote_workloads() {
     auto facts = facts_from_slices(store_, options_.node);
-    Evidence evidence(store_, pods_follow_ranges());
-    auto is_ours = [this](const Addr& address) { return by_address_.contains(address); };
-    auto made = remote_workloads(store_, facts, evidence, {content_.mesh.trust_domain, is_ours}, reports_);
+    memory_.evidence.update(store_, pods_follow_ranges());
+    const auto own = by_address_;
+    auto is_ours = [&](const Addr& address) { return own.contains(address); };
+    auto made = remote_workloads(store_, facts, memory_.evidence, {content_.mesh.trust_domain, is_ours},
+                                 memory_.remote, reports_);
     content_.workloads.reserve(content_.workloads.size() + made.size());
+    by_address_.reserve(by_address_.size() + made.size());
     for (auto& workload : made) {
-      Shared<model::Workload> before;
-      if (previous_) before = previous_->find_workload(workload.ns, workload.name);
-      add(reuse(before, std::move(workload)));
+      add_addresses(workload);
+      content_.workloads.push_back(std::move(workload));
     }
-    content_.mesh.peers = peer_rules(store_, facts, evidence, options_.unknown_peer);
+    content_.mesh.peers = peer_rules(store_, facts, memory_.evidence, options_.unknown_peer);
   }
 
   // Some CNIs give addresses from ranges of their own and leave Node.spec.podCIDRs without meaning. Our own
@@ -184,7 +204,7 @@ class Translator {
       auto found = by_address_.find(vip);
       if (found == by_address_.end() || found->second->origin.kind != "WorkloadSlice") continue;
       const auto* slice = store_.find("WorkloadSlice", "", found->second->origin.name);
-      if (slice) claims_.take("address " + vip.to_string(), *slice->object, found->second->origin.section);
+      if (slice) claims_.take(vip, *slice->object, "spec.pods");
     }
   }
 
@@ -200,13 +220,16 @@ class Translator {
       auto found = by_address_.find(address);
       return found == by_address_.end() ? Shared<model::Workload>{} : found->second;
     };
+    auto& memory = memory_.services;
+    ++memory.round;
     for (const auto* entry : by_age(store_, "Service")) {
       if (options_.cluster) keep_from(*entry);
-      auto made = make_service(*entry, slices_, rules, options_, find_workload, claims_);
+      auto made = make_service(*entry, slices_, rules, options_, find_workload, claims_, memory);
       Shared<model::Service> before;
-      if (previous_) before = previous_->find_service(made.ns, made.name);
-      content_.services.push_back(reuse(before, std::move(made)));
+      if (previous_ && memory.round == 1) before = previous_->find_service(made->ns, made->name);
+      content_.services.push_back(before == made ? before : made);
     }
+    std::erase_if(memory.by_name, [&](const auto& entry) { return entry.second.round != memory.round; });
   }
 
   std::shared_ptr<const model::Snapshot> publish() {
@@ -218,19 +241,24 @@ class Translator {
   const kube::Store& store_;
   const std::shared_ptr<const model::Snapshot>& previous_;
   const TranslateOptions& options_;
+  TranslateMemory::Parts& memory_;
   Reports reports_;
   Claims claims_;
   Slices slices_;
   model::SnapshotContent content_;
-  std::unordered_map<std::string, Shared<model::Workload>> by_name_;
+  std::unordered_map<std::string, Shared<model::Workload>> by_name_;  // of the Pods we have
   std::unordered_map<Addr, Shared<model::Workload>> by_address_;
 };
 
-}  // namespace
+Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
+                      const TranslateOptions& options, TranslateMemory& memory) {
+  return Translator(store, previous, options, memory).run();
+}
 
 Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
                       const TranslateOptions& options) {
-  return Translator(store, previous, options).run();
+  TranslateMemory memory;
+  return translate(store, previous, options, memory);
 }
 
 }  // namespace nodemesh::translate

@@ -1,6 +1,6 @@
 // From the objects in a Store to the immutable Snapshot that the data path uses, and a status for every
-// object: a pure function, run on the control thread after each change. Parts that did not change are taken
-// over from the previous snapshot, so that workers and sessions see the same pointers.
+// object: in effect a pure function, run on the control thread after each change. Parts that did not change
+// are taken over from the previous snapshot, so that workers and sessions see the same pointers.
 #pragma once
 
 #include <memory>
@@ -32,10 +32,26 @@ struct Translation {
   std::vector<kube::Status> statuses;               // by file and line
 };
 
+// What one translation leaves for the next of the same store, so that it costs little more than what has
+// changed. Empty at first; of one thread.
+class TranslateMemory {
+ public:
+  TranslateMemory();
+  ~TranslateMemory();
+
+ private:
+  friend class Translator;
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
 // The kinds that are read; for the Store.
 std::span<const kube::Kind> kinds();
 
 Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
                       const TranslateOptions& options);
+// The same result; `memory` is of this store and of these options.
+Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
+                      const TranslateOptions& options, TranslateMemory& memory);
 
 }  // namespace nodemesh::translate

@@ -4,6 +4,10 @@
 
 namespace nodemesh::translate {
 
+const WorkloadSliceSpec::Template& WorkloadFacts::Pod::common() const {
+  return static_cast<const WorkloadSliceSpec&>(*slice->decoded).templates[pod->template_index];
+}
+
 bool WorkloadFacts::is_plain(std::string_view node) const {
   auto found = nodes.find(node);
   return found != nodes.end() && found->second.complete && !found->second.any_mesh;
@@ -17,11 +21,8 @@ WorkloadFacts facts_from_slices(const kube::Store& store, const std::string& own
     auto& node = facts.nodes[slice.node];
     node.complete |= slice.complete && slice_number(slice.node, entry.object->key.name) == 0;
     node.any_mesh |= std::ranges::any_of(slice.pods, &WorkloadSliceSpec::Pod::mesh);
-    for (size_t i = 0; i < slice.pods.size(); ++i) {
-      const auto& pod = slice.pods[i];
-      facts.pods.push_back({slice.node, &pod, &slice.templates[pod.template_index], entry.object.get(),
-                            "spec.pods[" + std::to_string(i) + "]"});
-    }
+    for (uint32_t i = 0; i < slice.pods.size(); ++i)
+      facts.pods.push_back({slice.node, &slice.pods[i], &entry, i});
   }
   return facts;
 }

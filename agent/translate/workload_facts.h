@@ -16,15 +16,18 @@ struct WorkloadFacts {
   struct Pod {
     std::string_view node;  // who says so
     const WorkloadSliceSpec::Pod* pod;
-    const WorkloadSliceSpec::Template* common;
-    const kube::Object* object;  // where it was said, for reports
-    std::string field;
+    const kube::Entry* slice;  // where it was said
+    uint32_t index;            // of its spec.pods
+
+    const WorkloadSliceSpec::Template& common() const;
+    const kube::Object& object() const { return *slice->object; }
+    std::string field() const { return "spec.pods[" + std::to_string(index) + "]"; }
   };
   struct Node {
     bool complete = false;  // every pod of the node that has a network of its own is named
     bool any_mesh = false;
   };
-  std::vector<Pod> pods;
+  std::vector<Pod> pods;  // those of one slice one after the other, by index
   std::map<std::string_view, Node> nodes;
 
   // Known to have no pod in the mesh.

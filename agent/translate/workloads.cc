@@ -64,9 +64,9 @@ void name_owner(const Object& pod, model::Workload& workload) {
   }
   if (!owner || owner->name.empty()) return;
   workload.workload_name = owner->name;
-  workload.workload_type = owner->kind;
-  std::ranges::transform(workload.workload_type, workload.workload_type.begin(),
-                         [](unsigned char c) { return std::tolower(c); });
+  std::string type = owner->kind;
+  std::ranges::transform(type, type.begin(), [](unsigned char c) { return std::tolower(c); });
+  workload.workload_type = std::move(type);
   auto suffix = owner->name.substr(std::min(owner->name.rfind('-'), owner->name.size()));
   auto hash = pod.label("pod-template-hash");
   if (owner->kind == "ReplicaSet" && !hash.empty() && suffix == "-" + std::string(hash)) {
@@ -77,7 +77,7 @@ void name_owner(const Object& pod, model::Workload& workload) {
   } else {
     return;
   }
-  workload.workload_name.resize(owner->name.size() - suffix.size());
+  workload.workload_name = owner->name.substr(0, owner->name.size() - suffix.size());
 }
 
 // Which address, uid and network namespace are this Pod's, as far as no older object has them.
@@ -88,7 +88,7 @@ void take_claims(const Object& pod, const PodSpec& spec, model::Workload& worklo
     workload.netns = spec.netns;
   for (const auto& address : spec.addresses) {
     // Pods in the host's network share the node's addresses.
-    if (spec.host_network || claims.take("address " + address.to_string(), pod, "status.podIPs"))
+    if (spec.host_network || claims.take(address, pod, "status.podIPs"))
       workload.addresses.push_back(address);
   }
 }
@@ -110,8 +110,8 @@ bool check_uid(const model::Workload& workload, const Object& pod, Reports& repo
 void name_from_labels(model::Workload& workload) {
   auto first_of = [&](std::initializer_list<const char*> labels, const std::string& fallback) {
     for (auto label : labels) {
-      auto found = workload.labels.find(label);
-      if (found != workload.labels.end() && !found->second.empty()) return found->second;
+      auto found = workload.labels->find(label);
+      if (found != workload.labels->end() && !found->second.empty()) return found->second;
     }
     return fallback;
   };
