@@ -133,12 +133,12 @@ def test_the_controller_may_write_no_more_of_a_pod_than_its_mark(mesh):
     account = f"system:serviceaccount:{NAMESPACE}:nodemesh-controller"
 
     def patch(status):
-        return mesh.kubectl("patch", "pod", "-n", "market", name, "--subresource=status", "--type=strategic", "-p",
-                            json.dumps({"status": status}), "--as", account)
+        return mesh.api.raw("PATCH", f"/api/v1/namespaces/market/pods/{name}/status", {"status": status},
+                            "application/strategic-merge-patch+json", user=account)
 
     for status in ({"podIPs": [{"ip": "10.244.9.9"}]}, {"phase": "Failed"},
                    {"conditions": [{"type": "Ready", "status": "False"}]}):
-        with pytest.raises(RuntimeError, match="no more of a Pod's status"):
+        with pytest.raises(ApiError, match="no more of a Pod's status"):
             patch(status)
     patch({"conditions": [{"type": "nodemesh.dev/Enrolled", "status": "True", "message": "test"}]})
     with pytest.raises(RuntimeError, match="only the nodemesh agent of the node and the nodemesh controller"):
