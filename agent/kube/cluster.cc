@@ -42,9 +42,11 @@ class Cluster::Mirror final : private WatchSink {
 
  private:
   void on_upsert(std::shared_ptr<Object> object) override {
+    if (cluster_.options_.on_object) cluster_.options_.on_object(*object);
     if (cluster_.store_.upsert(std::move(object))) cluster_.note_change();
   }
   void on_remove(const ObjectKey& key) override {
+    if (cluster_.options_.on_gone) cluster_.options_.on_gone(key);
     if (cluster_.store_.remove(key)) cluster_.note_change();
   }
   void on_synced() override { cluster_.note_synced(); }
@@ -99,7 +101,9 @@ Cluster::Cluster(io::Reactor& reactor, const Clock& clock, Access access, std::s
 Cluster::~Cluster() = default;
 
 Result<> Cluster::start(Changed changed) {
-  if (options_.node.empty()) return fail("the name of this node is not known; fix: give --node");
+  bool pods = std::ranges::any_of(
+      mirrors_, [](const auto& mirror) { return mirror->watch().options().resource.kind == "Pod"; });
+  if (pods && options_.node.empty()) return fail("the name of this node is not known; fix: give --node");
   changed_ = std::move(changed);
   log::info(log::Component::config, "reading the configuration from the API server",
             {{"server", client_.access().url()}, {"access", client_.access().origin}});

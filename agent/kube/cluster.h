@@ -4,6 +4,7 @@
 // that a kind whose CRD comes later is read at once. Lives on the reactor's thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -16,13 +17,17 @@
 namespace nodemesh::kube {
 
 struct ClusterOptions {
-  std::string node;                             // Pods are those with this spec.nodeName
+  std::string node;                             // Pods, if they are read, are those with this spec.nodeName
   std::string root_namespace = "istio-system";  // of the ConfigMap `istio` (MeshConfig)
   std::vector<std::string> only_kinds;          // empty: all of the table
   bool watch_crds = true;                       // needs list and watch on customresourcedefinitions
   WatchTimes watch_times;
   ApiTimes api_times;
   milliseconds settle{100}, settle_at_most{500};
+  // For who needs more of an object than its reader makes of it: each, whole, before it goes into the store,
+  // and each that is gone. They run on the reactor, outside of `changed`.
+  std::function<void(const Object&)> on_object;
+  std::function<void(const ObjectKey&)> on_gone;
 };
 
 class Cluster final : public Source {
