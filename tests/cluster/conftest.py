@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+from minicluster import mesh as meshes
 from minicluster.cluster import Cluster, default_cgroup
 from minicluster.plan import Plan
 
@@ -22,6 +23,18 @@ def cluster():
         OPEN.append(made)
         yield made
         OPEN.remove(made)
+
+
+@pytest.fixture(scope="session")
+def chart(tmp_path_factory):
+    """The Helm chart as a file."""
+    return meshes.write_chart(tmp_path_factory.mktemp("chart"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    """The nodemesh image of the build under test."""
+    return meshes.write_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="session")
