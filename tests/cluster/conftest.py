@@ -1,5 +1,6 @@
 """The cluster of the tier: three nodes, made once, gone at the end whatever ends this process."""
 
+import contextlib
 import os
 import subprocess
 
@@ -11,6 +12,23 @@ from minicluster.plan import Plan
 OPEN = []
 
 
+@contextlib.contextmanager
+def opened(name, **plan):
+    """A cluster whose logs are part of the report of a test that fails."""
+    mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
+    with Cluster.up(Plan(name, cgroup=mode, **plan), owned=True) as made:
+        OPEN.append(made)
+        yield made
+        OPEN.remove(made)
+
+
+@pytest.fixture(scope="module")
+def ipv6_cluster():
+    """Two nodes that know no IPv4."""
+    with opened(f"ipv6-{os.getpid()}", nodes=2, families=(6,)) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """Three dual-stack nodes, shared by all tests: a test keeps to a namespace of its own and leaves the nodes on.
@@ -18,11 +36,8 @@ def cluster():
     if name := os.environ.get("NODEMESH_CLUSTER"):
         yield Cluster(name)
         return
-    mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
-    with Cluster.up(Plan(f"test-{os.getpid()}", cgroup=mode, network_policy=True), owned=True) as made:
-        OPEN.append(made)
+    with opened(f"test-{os.getpid()}", network_policy=True) as made:
         yield made
-        OPEN.remove(made)
 
 
 @pytest.fixture(scope="session")

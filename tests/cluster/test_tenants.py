@@ -91,6 +91,12 @@ def test_a_service_whose_port_has_no_name_is_served_through_the_mesh(cluster, me
             assert cluster.wait(lambda client=client: ask(client, "http://nameless:81/private"), 30)
 
 
+def forget(cluster, namespace, service):
+    """Deletes a Service with all that was said in its name."""
+    cluster.kubectl("delete", "service", "-n", namespace, service)
+    cluster.kubectl("delete", "endpointslice", "-n", namespace, "-l", f"kubernetes.io/service-name={service}")
+
+
 def test_endpoint_slices_that_disagree_about_a_pod_bring_no_plaintext_and_no_other_identity(cluster, mesh, victim):
     """One of another namespace, and two of the pod's own that put it on different nodes."""
     pod = victim[1]
@@ -100,6 +106,7 @@ def test_endpoint_slices_that_disagree_about_a_pod_bring_no_plaintext_and_no_oth
     in_force(cluster, mesh, before)
     with unharmed(cluster, victim):
         pass
+    forget(cluster, "villain", "forged")
     before = generations(mesh)
     cluster.apply([{**bare_service("torn", "victim", [{"name": "http", "port": 80, "targetPort": 8080}]), "spec": {
         "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}},
@@ -108,10 +115,9 @@ def test_endpoint_slices_that_disagree_about_a_pod_bring_no_plaintext_and_no_oth
     in_force(cluster, mesh, before)
     with unharmed(cluster, victim):
         assert ask(victim[0], "http://torn/private")["pod"] == pod.name
-    cluster.delete("service", "torn", namespace="victim")
-    cluster.delete("endpointslice", "torn-1", "torn-2", namespace="victim")
-    cluster.delete("service", "forged", namespace="villain")
-    cluster.delete("endpointslice", "forged", namespace="villain")
+    before = generations(mesh)
+    forget(cluster, "victim", "torn")
+    in_force(cluster, mesh, before)
 
 
 def forged_slice(pod, node, number):
@@ -207,11 +213,13 @@ def test_annotations_and_rules_as_large_as_the_api_server_takes_harm_nobody(clus
     principals = [f"cluster.local/ns/villain/sa/{'a' * 60}-{number}" for number in range(12000)]  # 1 MB
     things = {
         "/api/v1/namespaces/villain/services": bare_service("large", "villain", [{"port": 80, "targetPort": 8080}]),
-        "/apis/security.istio.io/v1/namespaces/villain/peerauthentications": {"spec": {"mtls": {"mode": "PERMISSIVE"}}},
+        "/apis/security.istio.io/v1/namespaces/villain/peerauthentications": {
+            "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "spec": {"mtls": {"mode": "PERMISSIVE"}}},
         "/apis/security.istio.io/v1/namespaces/villain/authorizationpolicies": {
-            "spec": {"action": "DENY", "rules": [{"from": [{"source": {"principals": principals}}]}]}},
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "spec": {"action": "DENY", "rules": [{"from": [{"source": {"principals": principals}}]}]}},
         "/api/v1/namespaces/villain/pods": workloads.pod("large", "villain", workloads.pod_spec(workloads.echo_container())),
-        "/apis/discovery.k8s.io/v1/namespaces/villain/endpointslices": {"addressType": "IPv4", "endpoints": [], "ports": []},
+        "/apis/discovery.k8s.io/v1/namespaces/villain/endpointslices": {
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [], "ports": []},
     }
     before = generations(mesh)
     with unharmed(cluster, victim):

@@ -43,7 +43,7 @@ func cause(err error) string {
 		return "timeout"
 	}
 	text := err.Error()
-	return text[strings.LastIndex(text, ": ")+1:]
+	return strings.TrimSpace(text[strings.LastIndex(text, ": ")+1:])
 }
 
 func (t *tally) add(change func()) {
@@ -81,13 +81,14 @@ func (t *tally) last(address string) {
 	}
 	defer connection.Close()
 	buffer := make([]byte, 512)
-	for {
+	// What is reset before it has carried anything was refused: a proxy accepts a connection before it decides.
+	for count := t.Refused; ; count = t.Ends {
 		connection.SetDeadline(time.Now().Add(patience))
 		if _, err = connection.Write([]byte("again\n")); err == nil {
 			_, err = connection.Read(buffer)
 		}
 		if err != nil {
-			t.add(func() { t.Ends[cause(err)]++ })
+			t.add(func() { count[cause(err)]++ })
 			return
 		}
 		t.add(func() { t.Turns++ })
