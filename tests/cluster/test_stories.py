@@ -9,6 +9,7 @@ import pytest
 from minicluster import workloads
 from minicluster.mesh import LABEL, NAMESPACE, Mesh, Wires, ask, wire
 from minicluster.plan import bracketed
+from waiting import FACTOR
 
 SPACE = "bookinfo"
 FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -237,6 +238,11 @@ def requests_on_the_wire(cluster, pod):
         f"host {address}" for address in pod.addresses).split(), ")"])
 
 
+def leaks(report):
+    """What was no HBONE. A recording of a tunnel that is busy may lack a piece where it begins."""
+    return [line for line in report.violations if "bytes are missing" not in line]
+
+
 def test_labels_taken_off_and_put_on_under_load_change_what_is_on_the_wire_and_fail_little(cluster, mesh, shop, capsys):
     pod = load(cluster, shop, "runner")
 
@@ -248,7 +254,7 @@ def test_labels_taken_off_and_put_on_under_load_change_what_is_on_the_wire_and_f
         report = capture.report()
         if plain:
             return sum(b"GET / HTTP/1.1" in stream.data()[0] for stream in report.streams.values()) >= 20
-        return report.application_records and not report.violations
+        return report.application_records and not leaks(report)
 
     assert seen(plain=False)
     for change, plain in ((f"{LABEL}-", True), (f"{LABEL}=ambient", False)):
@@ -438,15 +444,15 @@ def test_an_upgrade_under_load_replaces_agents_and_controllers_and_what_it_costs
     assert agents.isdisjoint(agent.uid for agent in mesh.agents())
     asked = tally(pod)["requests"]
     cluster.wait(lambda: tally(pod)["requests"] > asked + 50, 30, "requests go on")
-    settled = tally(pod)
-    with requests_on_the_wire(cluster, pod) as capture:
-        cluster.wait(lambda: tally(pod)["requests"] > settled["requests"] + 50, 30, "requests go on")
-    capture.report().require_hbone_only()
-    assert tally(pod)["failures"] == settled["failures"]
-    met = since(pod, before)
+    settled, met = tally(pod), since(pod, before)
     with capsys.disabled():
         print(f"\n  upgrade: {met}")
-    assert sum(met["ends"].values()) <= 16 and met["longest gap ms"] < 60000
+    with requests_on_the_wire(cluster, pod) as capture:
+        cluster.wait(lambda: tally(pod)["requests"] > settled["requests"] + 50, 30, "requests go on")
+    report = capture.report()
+    assert report.application_records and not leaks(report)
+    assert tally(pod)["failures"] == settled["failures"]
+    assert sum(met["ends"].values()) <= 12 and met["longest gap ms"] < 30000 * FACTOR
     pod.delete()
 
 
