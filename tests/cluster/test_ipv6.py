@@ -21,7 +21,8 @@ def mesh(cluster, chart, image):
 def pods(cluster, mesh):
     """An echo pod on each node, in the mesh."""
     mesh.agents()
-    cluster.apply([workloads.namespace("shop", {LABEL: "ambient"}), *workloads.echo("echo", "shop", replicas=2, kind="NodePort"),
+    cluster.apply([workloads.namespace("shop", {LABEL: "ambient"}),
+                   *workloads.echo("echo", "shop", replicas=2, kind="NodePort"),
                    workloads.namespace("street"), *workloads.echo("passer", "street", replicas=1)])
     cluster.ready_pods("app=passer", "street")
     return cluster.ready_pods("app=echo", "shop", count=2)

@@ -6,51 +6,13 @@ import ipaddress
 import json
 
 import pytest
-from minicluster import workloads
+from minicluster import bookshop, workloads
+from minicluster.bookshop import BOOKS, SPACE, Shop, on
 from minicluster.mesh import LABEL, NAMESPACE, Mesh, Wires, ask, wire
 from minicluster.plan import bracketed
 from waiting import FACTOR
 
-SPACE = "bookinfo"
 FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-# Application and version: its port, whom it asks, how kubelet asks whether it is ready and alive. One named port, `http`,
-# is another number in each version of reviews.
-BOOKS = {
-    ("productpage", "v1"): (8080, ("details", "reviews"), "tcp", "grpc"),
-    ("details", "v1"): (8080, (), "http", "exec"),
-    ("reviews", "v1"): (8081, ("ratings",), "grpc", "http"),
-    ("reviews", "v2"): (8082, ("ratings",), "exec", "tcp"),
-    ("reviews", "v3"): (8083, ("ratings",), "http", "grpc"),
-    ("ratings", "v1"): (8084, (), "tcp", "http"),
-}
-
-
-def probes(port, ready, alive):
-    kinds = {"http": {"httpGet": {"path": "/healthz", "port": "http"}}, "tcp": {"tcpSocket": {"port": "http"}},
-             "exec": {"exec": {"command": ["/echo", "ok"]}}, "grpc": {"grpc": {"port": port}}}
-    return {"readinessProbe": {**kinds[ready], "periodSeconds": 1},
-            "livenessProbe": {**kinds[alive], "periodSeconds": 1, "failureThreshold": 5}}
-
-
-def book(app, version):
-    port, upstreams, ready, alive = BOOKS[app, version]
-    args = ["-http", str(port), "-upstreams", ",".join(f"http://{name}:9080" for name in upstreams)]
-    spec = workloads.pod_spec(
-        workloads.container(args=args, ports=[{"containerPort": port, "name": "http"}], **probes(port, ready, alive)),
-        spread_by=app, serviceAccountName=f"bookinfo-{app}")
-    labels = {"app": app, "version": version}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": f"{app}-{version}", "namespace": SPACE},
-            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}}
-
-
-def account(name):
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": SPACE}}
-
-
-def on(node, name, *containers, **more):
-    """A pod of a node by name, with the service account of its own name."""
-    spec = workloads.pod_spec(*(containers or [workloads.echo_container()]), nodeName=node, serviceAccountName=name, **more)
-    return [account(name), workloads.pod(name, SPACE, spec)]
 
 
 def shelf():
@@ -76,56 +38,13 @@ def mesh(cluster, chart, image):
     cluster.delete("namespace", SPACE, "street")
 
 
-class Shop:
-    """bookinfo: productpage asks details and reviews, all three versions of which ask ratings."""
-
-    def __init__(self, cluster, mesh):
-        self.cluster, self.mesh = cluster, mesh
-
-    def ready(self, seconds=120):
-        """{name of a pod: it}, once all are ready."""
-        def found():
-            pods = [pod for pod in self.cluster.pods(namespace=SPACE) if pod.object["metadata"]["labels"].get("app") in
-                    {app for app, _ in BOOKS}]
-            return {pod.name: pod for pod in pods} if len(pods) == len(BOOKS) and all(
-                pod.ready and not pod.object["metadata"].get("deletionTimestamp") for pod in pods) else None
-        return self.cluster.wait(found, seconds, lambda: "the shop is ready:\n" + self.cluster.kubectl(
-            "get", "pods", "-n", SPACE, "-o", "wide"))
-
-    def one(self, app):
-        """The ready pod of an application, or its first."""
-        return self.cluster.ready_pods(f"app={app}", SPACE)[0]
-
-    def url(self, name, family, port=9080):
-        vips = self.cluster.api.get(f"/api/v1/namespaces/{SPACE}/services/{name}")["spec"]["clusterIPs"]
-        return f"http://{bracketed(next(vip for vip in vips if (':' in vip) == (family == 'ipv6')))}:{port}"
-
-    def visit(self, client, family, path="/index"):
-        """All calls of one visit: (the client's pod name, what the server says); None where one of them failed."""
-        found = ask(client, self.url("productpage", family) + path)
-        return list(_calls(found, client.name)) if found and "error" not in json.dumps(found) else None
-
-    def open_for_business(self, client):
-        """Waits until visits succeed by both families, whichever versions they meet."""
-        self.cluster.wait(lambda: all(self.visit(client, family) for family in ("ipv4", "ipv6") for _ in range(4)), 60,
-                          "visits succeed")
-
-
-def _calls(answer, client):
-    yield client, answer
-    for below in answer.get("upstreams", ()):
-        yield from _calls(below, answer["pod"])
-
-
 @pytest.fixture(scope="module")
 def shop(cluster, mesh):
     cluster.apply([
         workloads.namespace(SPACE, {LABEL: "ambient"}), workloads.namespace("street"),
-        *(account(f"bookinfo-{app}") for app in {app for app, _ in BOOKS}), *(book(*key) for key in BOOKS),
-        *(workloads.service(app, SPACE, {"http": (9080, "http")}) for app in sorted({app for app, _ in BOOKS})),
-        *on("node1", "reader"), *on("node2", "steady"), workloads.service("steady", SPACE, {"http": (80, "http"), "tcp": (9000, "tcp")}),
-        *shelf(), cron_job()])
-    made = Shop(cluster, mesh)
+        *bookshop.things(), *shelf(), cron_job(), *on("node1", "reader"), *on("node2", "steady"),
+        workloads.service("steady", SPACE, {"http": (80, "http"), "tcp": (9000, "tcp")})])
+    made = Shop(cluster)
     made.ready()
     for app in ("reader", "steady"):
         cluster.ready_pods(f"app={app}", SPACE)
@@ -200,6 +119,7 @@ def test_node_ports_and_pods_of_the_hosts_network_are_plain_and_never_in_the_mes
     for node in cluster.nodes:
         url = f"http://{bracketed(getattr(node, family))}:{port}/outside"
         assert "error" not in cluster.wait(lambda url=url: cluster.reach(url).stdout, 20, f"{url} answers")
+        assert ask(porter, url)["pod"].startswith("productpage")
     steady, server = shop.one("steady"), f"http://{bracketed(getattr(shop.one('steady'), family))}:8080"
     with wire(cluster, [steady]) as capture:
         assert ask(porter, f"{server}/from-the-host")["client"].rsplit(":", 1)[0] == bracketed(getattr(cluster.node(1), family))
@@ -219,9 +139,13 @@ def tally(pod):
 def since(pod, before):
     """What load has met since an earlier tally: requests, failed ones by cause, ends of lasting connections by cause."""
     now = tally(pod)
-    return {"requests": now["requests"] - before["requests"], "longest gap ms": now["gap"], **{
-        name: {cause: number - before[name].get(cause, 0) for cause, number in now[name].items() if number > before[name].get(cause, 0)}
-        for name in ("failures", "ends", "refused")}}
+
+    def more(name):
+        growth = {cause: number - before[name].get(cause, 0) for cause, number in now[name].items()}
+        return {cause: number for cause, number in growth.items() if number}
+
+    return {"requests": now["requests"] - before["requests"], "longest gap ms": now["gap"],
+            **{name: more(name) for name in ("failures", "ends", "refused")}}
 
 
 def load(cluster, shop, name):
@@ -294,7 +218,8 @@ def test_probes_of_every_kind_pass_under_strict_and_plaintext_enters_only_where_
     cluster.wait(probed, 60, "probes pass on every node")
     assert {name: pod.restarts for name, pod in shop.ready().items()} == dict.fromkeys(pods, 0)
     assert not cluster.reach(outside).stdout
-    cluster.apply(strict("front", selector={"matchLabels": {"app": "productpage"}}, portLevelMtls={8080: {"mode": "PERMISSIVE"}}))
+    cluster.apply(strict("front", selector={"matchLabels": {"app": "productpage"}},
+                         portLevelMtls={8080: {"mode": "PERMISSIVE"}}))
     cluster.wait(lambda: cluster.reach(outside).stdout, 30, "the one port that may be asked from outside answers")
     assert ask(porter, f"http://{shop.one('steady').ipv4}:8080/") is None
 
@@ -332,8 +257,8 @@ def test_jobs_and_init_containers_call_through_the_mesh_and_end_and_a_sidecar_en
         assert served.count(f"GET /{path} ") == times
     # An agent has let go of pods that have ended, so they do too, at once.
     cluster.delete("job", "once", "prepared", "accompanied", namespace=SPACE)
-    cluster.wait(lambda: not [pod for name in ("once", "prepared", "accompanied") for pod in cluster.pods(f"app={name}", SPACE)],
-                 60, "their pods are gone")
+    cluster.wait(lambda: not any(cluster.pods(f"app={name}", SPACE) for name in ("once", "prepared", "accompanied")), 60,
+                 "their pods are gone")
 
 
 def test_a_pod_of_a_stateful_set_comes_back_under_its_name_with_another_address(cluster, shop):
@@ -396,7 +321,8 @@ def test_who_gets_the_address_of_a_pod_that_ended_gets_nothing_else_of_it(cluste
 def test_a_drained_nodes_pods_move_and_the_shop_goes_on_and_the_node_comes_back(cluster, mesh, shop):
     moved = {pod.name for pod in shop.ready().values() if pod.node_name == "node3"}
     try:
-        cluster.kubectl("drain", "node3", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=100s", timeout=120)
+        cluster.kubectl("drain", "node3", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=100s",
+                        timeout=120)
         pods = shop.ready()
         assert moved and moved.isdisjoint(pods) and {pod.node_name for pod in pods.values()} == {"node1", "node2"}
         shop.open_for_business(shop.one("reader"))

@@ -3,7 +3,6 @@
 
 import concurrent.futures
 import contextlib
-import json
 import time
 
 import netns
@@ -153,8 +152,8 @@ def test_a_workload_slice_that_names_another_nodes_pods_is_refused_by_admission_
             pass
     finally:
         cluster.kubectl("delete", "workloadslice", "node9-0", "--ignore-not-found")
-        cluster.api.request("POST", path, {"apiVersion": kept["apiVersion"], "kind": kept["kind"], "spec": kept["spec"], "metadata": {
-            key: kept["metadata"][key] for key in ("name", "labels", "annotations") if key in kept["metadata"]}})
+        kept["metadata"] = {key: kept["metadata"][key] for key in ("name", "labels", "annotations") if key in kept["metadata"]}
+        cluster.api.request("POST", path, kept)
 
 
 class Authority:
@@ -216,7 +215,8 @@ def test_annotations_and_rules_as_large_as_the_api_server_takes_harm_nobody(clus
         "/apis/security.istio.io/v1/namespaces/villain/peerauthentications": {
             "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "spec": {"mtls": {"mode": "PERMISSIVE"}}},
         "/apis/security.istio.io/v1/namespaces/villain/authorizationpolicies": {
-            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "spec": {"action": "DENY", "rules": [{"from": [{"source": {"principals": principals}}]}]}},
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "spec": {"action": "DENY", "rules": [{"from": [{"source": {"principals": principals}}]}]}},
         "/api/v1/namespaces/villain/pods": workloads.pod("large", "villain", workloads.pod_spec(workloads.echo_container())),
         "/apis/discovery.k8s.io/v1/namespaces/villain/endpointslices": {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [], "ports": []},
