@@ -18,6 +18,7 @@ constexpr auto kTick = seconds(1);
 constexpr uint64_t kTicksPerExpiry = 30;
 // A worker that finished no turn for so many ticks will not come back: its own timer wakes it every second.
 constexpr uint64_t kSilentTicks = 10;
+constexpr auto kForsaken = seconds(5);  // a warden that comes back does so in less
 
 identity::CredentialStore::Settings store_settings(const ControlOptions& options) {
   identity::CredentialStore::Settings settings;
@@ -58,8 +59,10 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
             options_.warden_uid),
       keys_due_([this] { store_keys(); }),
       ticker_([this] { tick(); }),
-      drain_timer_([this] {
-        if (drained_) std::exchange(drained_, nullptr)();
+      drain_timer_([this] { end_drain(); }),
+      forsaken_([this] {
+        log::warn(log::Component::warden, "no warden came back for 5 s: what is still open is reset");
+        end_drain();
       }) {}
 
 Control::~Control() {
@@ -257,6 +260,7 @@ void Control::give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Re
 }
 
 void Control::on_warden_connected(const warden::Welcome& welcome) {
+  forsaken_.cancel();
   log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
   keys_due_.schedule(reactor_);
 }
@@ -361,6 +365,7 @@ void Control::on_warden_closed(const Error& why) {
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
+  if (drained_ && !forsaken_.armed()) forsaken_.arm(reactor_, kForsaken);
 }
 
 std::vector<std::string> Control::not_ready() const {
@@ -402,6 +407,10 @@ void Control::ask_open() {
       });
     });
   }
+}
+
+void Control::end_drain() {
+  if (drained_) std::exchange(drained_, nullptr)();
 }
 
 void Control::drain(milliseconds limit, std::move_only_function<void()> done) {

@@ -53,7 +53,9 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // Reads the folder or begins to read the API server, starts the workers, connects to the warden. Errors are
   // one sentence for the operator.
   Result<> start();
-  // No new connections; `done` runs when none is left or `limit` has passed.
+  // No new connections; `done` runs when none is left, `limit` has passed, or the warden has left and nobody
+  // came in its place for 5 s: nobody serves the pods then, and where Kubernetes replaces an agent nobody
+  // will until this process ends.
   void drain(milliseconds limit, std::move_only_function<void()> done);
 
   // Ends what is open and joins the workers' threads.
@@ -113,6 +115,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void store_keys();
   void tick();
   void ask_open();
+  void end_drain();
   void expire_series();
   void watch_workers();
   size_t rejected() const;
@@ -141,7 +144,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
   io::Deferred keys_due_;  // the warden is to get what is new, once for all news of a turn
   io::Timer ticker_;
-  io::Timer drain_timer_;
+  io::Timer drain_timer_, forsaken_;
   std::move_only_function<void()> drained_;
 };
 
