@@ -69,15 +69,15 @@ void SnapshotJournal::add(const SnapshotRecord& record) {
 }
 
 void SnapshotJournal::complete(bool current) {
+  if (file_ && !complete_) {
+    add({.type = SnapshotRecord::Type::complete});
+    flush();
+    auto renamed = file_ ? rename_file(new_path(), options_.path) : Result<>();
+    if (!renamed) give_up(renamed.error().message);
+    complete_ = file_.has_value();
+    copied_size_ = file_ ? file_->size() : 0;
+  }
   if (!file_ && current) ::unlink(options_.path.c_str());
-  if (!file_ || complete_) return;
-  complete_ = true;
-  add({.type = SnapshotRecord::Type::complete});
-  flush();
-  if (!file_) return;
-  if (auto renamed = rename_file(new_path(), options_.path); !renamed)
-    return give_up(renamed.error().message);
-  copied_size_ = file_->size();
 }
 
 void SnapshotJournal::flush() {
