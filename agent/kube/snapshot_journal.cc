@@ -60,12 +60,13 @@ void SnapshotJournal::remove(const ObjectKey& key) {
 
 void SnapshotJournal::add(const SnapshotRecord& record) {
   if (!file_) return;
+  bool first = waiting_.empty();
   if (!append_record(waiting_, record)) {
     return give_up(
         fmt::format("{} {}/{} is larger than its format allows", record.kind, record.ns, record.name));
   }
   if (waiting_.size() >= kFrame) return flush();
-  if (!timer_.armed()) timer_.arm(reactor_, options_.flush);
+  if (first) timer_.arm(reactor_, options_.flush);
 }
 
 void SnapshotJournal::complete(bool current) {

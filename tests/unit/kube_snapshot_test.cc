@@ -313,6 +313,18 @@ TEST_CASE_FIXTURE(SnapshotFixture, "changes are written down, and so is what is 
   CHECK(cluster->store().find("Service", "shop", "a")->object->resource_version == "60");
 }
 
+TEST_CASE_FIXTURE(SnapshotFixture, "every change is in the file soon, for a process that is killed") {
+  services = event_json("ADDED", object_json("a", 3));
+  start();
+  turn_until([&] { return told == 1; });
+  for (int i = 0; i < 3; ++i) {  // after a pause too
+    turn_until([&, until = reactor.now() + milliseconds(20)] { return reactor.now() > until; });
+    std::string name = "late" + std::to_string(i);
+    open["services"]->send(event_json("ADDED", object_json(name, 60 + i)));
+    turn_until([&] { return names_in(path).find(name) != std::string::npos; });
+  }
+}
+
 TEST_CASE_FIXTURE(SnapshotFixture, "what is not true any more does not make the file grow without end") {
   slack = 2000;
   write();
