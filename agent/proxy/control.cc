@@ -88,7 +88,9 @@ Result<> Control::start() {
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
   auto source = kube::make_source(reactor_, clock_, options_.source, translate::kinds(),
-                                  {.node = options_.node, .root_namespace = options_.root_namespace});
+                                  {.node = options_.node,
+                                   .root_namespace = options_.root_namespace,
+                                   .snapshot = {.path = options_.snapshot_file}});
   if (!source) return std::unexpected(std::move(source.error()));
   source_ = std::move(*source);
   if (auto* client = source_->client(); client != nullptr) slices_.emplace(reactor_, *client, options_.node);
@@ -96,6 +98,7 @@ Result<> Control::start() {
   for (auto& worker : workers_) worker->start();
   renew_ticket_keys();
   if (source_->synced()) reconfigure();
+  report_source();
   ticker_.arm(reactor_, kTick);
   return {};
 }
@@ -116,7 +119,9 @@ void Control::reconfigure() {
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
-  if (slices_) slices_->update(source_->store(), *snapshot_);
+  // What an earlier process left may name pods that are gone: nobody else is told of it.
+  if (slices_ && source_->origin() == kube::Source::Origin::api)
+    slices_->update(source_->store(), *snapshot_);
   if (!changed) return;
   access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
   for (auto& worker : workers_) {
@@ -201,11 +206,22 @@ void Control::store_keys() {
 
 void Control::tick() {
   link_.want_kernel_stats();
+  report_source();
   watch_workers();
   renew_ticket_keys();
   if (drained_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
+}
+
+void Control::report_source() {
+  auto age = source_->age();
+  metrics_.set_config_source(
+      {.origin = kube::origin_name(source_->origin()),
+       .contact_age = age ? std::optional(std::chrono::duration_cast<seconds>(*age)) : std::nullopt,
+       .troubles = source_->troubles().size(),
+       .snapshot_failed = !source_->snapshot_problem().empty(),
+       .slices_failed = !slices_problem().empty()});
 }
 
 // The supervisor starts a fresh process, which takes over listeners and keys; a stuck worker would hold its

@@ -29,6 +29,7 @@ namespace nodemesh::proxy {
 
 struct ControlOptions {
   kube::SourceChoice source;
+  std::string snapshot_file;  // for a start while the API server is away; empty: none
   std::string node;
   std::string run_dir;
   identity::CaClient::Settings ca;  // the certificate authority
@@ -67,6 +68,10 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // When the folder was last translated.
   Monotonic::time_point translated() const { return translated_; }
   const identity::CredentialStore& credentials() const { return credentials_; }
+  // Null before start().
+  const kube::Source* source() const { return source_.get(); }
+  // Why other nodes cannot be told of this node's pods; empty when they can.
+  std::string slices_problem() const { return slices_ ? slices_->publisher().problem() : ""; }
   bool warden_connected() const { return link_.connected(); }
   // Why the proxy is not ready; empty when it is.
   std::vector<std::string> not_ready() const;
@@ -117,6 +122,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void ask_open();
   void end_drain();
   void expire_series();
+  void report_source();
   void watch_workers();
   size_t rejected() const;
 

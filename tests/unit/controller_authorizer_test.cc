@@ -211,6 +211,32 @@ TEST_CASE_FIXTURE(Fixture,
   CHECK(api.count("POST") == 4);  // a refusal is not remembered
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "while the API server does not answer, a token that it called good counts for an hour") {
+  const std::string reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+  CHECK(ask("web") == "shop/web");
+  api.broken[reviews] = 0;
+  clock.advance(seconds(31));
+  CHECK(ask("web") == "shop/web");
+  api.broken[reviews] = 503;
+  CHECK(ask("web") == "shop/web");
+  CHECK(ask("web", "shop", "ddd.eee.fff") == "api_unavailable");  // which was never called good
+  api.broken[reviews] = 403;
+  CHECK(ask("web") == "api_unavailable");  // an answer, if none to our question
+  api.broken[reviews] = 0;
+  clock.advance(seconds(3600));
+  CHECK(ask("web") == "api_unavailable");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a token that the API server has called bad since does not count any more") {
+  CHECK(ask("web") == "shop/web");
+  clock.advance(seconds(31));
+  api.review = [](const Json&) { return Json::object(); };
+  CHECK(ask("web") == "token_rejected");
+  api.broken["/apis/authentication.k8s.io/v1/tokenreviews"] = 0;
+  CHECK(ask("web") == "api_unavailable");
+}
+
 TEST_CASE_FIXTURE(Fixture, "an API server that does not answer is not a refusal of the caller") {
   api.broken["/apis/authentication.k8s.io/v1/tokenreviews"] = 0;
   CHECK(ask("web") == "api_unavailable");
