@@ -5,8 +5,18 @@
 namespace nodemesh::controller {
 
 void ClientApi::call(kube::Verb verb, std::string path, std::string body, Done done) {
-  std::string what = fmt::format("{} {}", kube::verb_name(verb), path);
-  kube::ApiRequest request{.verb = verb, .path = std::move(path), .body = std::move(body)};
+  send({.verb = verb, .path = std::move(path), .body = std::move(body)}, std::move(done));
+}
+
+void ClientApi::patch(Patch kind, std::string path, std::string body, Done done) {
+  kube::ApiRequest request{.verb = kube::Verb::patch, .path = std::move(path), .body = std::move(body)};
+  request.content_type =
+      kind == Patch::strategic ? "application/strategic-merge-patch+json" : "application/merge-patch+json";
+  send(std::move(request), std::move(done));
+}
+
+void ClientApi::send(kube::ApiRequest request, Done done) {
+  std::string what = fmt::format("{} {}", kube::verb_name(request.verb), request.path);
   request.timeout = milliseconds(10'000);
   client_.request(std::move(request),
                   [what = std::move(what), done = std::move(done)](Result<kube::ApiAnswer> answer) mutable {
@@ -38,6 +48,12 @@ const Json* find(const Json& from, std::initializer_list<std::string_view> path)
 std::string text_at(const Json& from, std::initializer_list<std::string_view> path) {
   const Json* at = find(from, path);
   return at != nullptr && at->is_string() ? at->get<std::string>() : std::string();
+}
+
+std::string utf8_prefix(std::string_view text, size_t limit) {
+  if (text.size() <= limit) return std::string(text);
+  while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xc0) == 0x80) --limit;
+  return std::string(text.substr(0, limit));
 }
 
 std::string dump(const Json& value) {

@@ -31,14 +31,20 @@ class Api {
   // `done` runs once, never before this returns, and not at all when the API is gone by then. `body` empty:
   // none.
   virtual void call(kube::Verb verb, std::string path, std::string body, Done done) = 0;
+  // PATCH. A merge patch (RFC 7396) replaces lists; a strategic one, which only Kubernetes' own kinds have,
+  // merges them by their key: a condition by its type.
+  enum class Patch : uint8_t { merge, strategic };
+  virtual void patch(Patch kind, std::string path, std::string body, Done done) = 0;
 };
 
 class ClientApi final : public Api {
  public:
   explicit ClientApi(kube::ApiClient& client) : client_(client) {}  // outlives it
   void call(kube::Verb verb, std::string path, std::string body, Done done) override;
+  void patch(Patch kind, std::string path, std::string body, Done done) override;
 
  private:
+  void send(kube::ApiRequest request, Done done);
   kube::ApiClient& client_;
 };
 
@@ -48,6 +54,8 @@ Json parse_object(std::string_view text);
 const Json* find(const Json& from, std::initializer_list<std::string_view> path);
 // The string there; empty when there is none.
 std::string text_at(const Json& from, std::initializer_list<std::string_view> path);
+// At most `limit` bytes of a text, cut between two characters.
+std::string utf8_prefix(std::string_view text, size_t limit);
 // Replaces bytes that are not UTF-8 instead of throwing.
 std::string dump(const Json& value);
 

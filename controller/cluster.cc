@@ -6,9 +6,12 @@
 #include "admin/server.h"
 #include "base/log.h"
 #include "controller/cluster_ca.h"
+#include "controller/cluster_duties.h"
+#include "controller/events.h"
 #include "controller/grpc_server.h"
 #include "controller/lease.h"
 #include "controller/metrics.h"
+#include "controller/node_pods.h"
 #include "controller/pod_index.h"
 #include "controller/server_certificate.h"
 #include "controller/stop_signal.h"
@@ -22,21 +25,35 @@ namespace {
 
 constexpr auto kReleaseLimit = seconds(3);
 
-// The watch of all Pods, into the index.
+// The watch of all Pods, into the two indexes.
 class PodFeed final : public kube::WatchSink {
  public:
+  PodFeed(std::set<ServiceAccount> agents, std::function<void()> changed)
+      : by_node(std::move(agents)), changed(std::move(changed)) {}
   void on_upsert(std::shared_ptr<kube::Object> object) override {
-    auto pod = read_pod(*object);
-    if (!pod) return index.remove(object->key.ns, object->key.name);
-    index.upsert(std::move(*pod));
+    by_node.upsert(*object);
+    if (auto pod = read_pod(*object))
+      index.upsert(std::move(*pod));
+    else
+      index.remove(object->key.ns, object->key.name);
+    changed();
   }
-  void on_remove(const kube::ObjectKey& key) override { index.remove(key.ns, key.name); }
+  void on_remove(const kube::ObjectKey& key) override {
+    by_node.remove(key.ns, key.name);
+    index.remove(key.ns, key.name);
+    changed();
+  }
   void on_synced() override {
     synced = true;
     log::info(log::Component::controller, "all pods are known", {{"pods", index.size()}});
+    changed();
   }
   PodIndex index;
+  NodePods by_node;
   bool synced = false;
+
+ private:
+  std::function<void()> changed;
 };
 
 kube::WatchOptions all_pods() {
@@ -51,6 +68,14 @@ ClusterCa::Settings ca_settings(const ClusterOptions& options) {
           .root_lifetime = options.root_lifetime,
           .times = {.overlap = options.overlap, .longest_lifetime = options.max_lifetime},
           .refresh = options.refresh};
+}
+
+ClusterDuties::Settings duty_settings(const ClusterOptions& options) {
+  return {.access = options.access,
+          .translate = {.trust_domain = options.trust_domain,
+                        .mesh_config_namespace = options.root_namespace,
+                        .cluster_domain = options.cluster_domain},
+          .agentless = {}};
 }
 
 std::vector<std::string> dns_names(const ClusterOptions& options) {
@@ -68,6 +93,7 @@ class Running {
         stop_(reactor, [this] { stop(); }),
         client_(reactor, clock, options.access),
         api_(client_),
+        pods_(options.agents, [this] { duties_.pods_changed(pods_.synced); }),
         watch_(reactor, client_, pods_, all_pods()),
         authority_(clock, {.trust_domain = options.trust_domain, .max_lifetime = options.max_lifetime}),
         certificate_(reactor, clock, authority_, dns_names(options)),
@@ -76,9 +102,11 @@ class Running {
         authorizer_(
             clock, api_, pods_.index,
             {.agents = options.agents, .audience = options.audience, .trust_domain = options.trust_domain}),
-        issuer_(clock, authority_, authorizer_),
+        issuer_(clock, authority_, authorizer_, [this](const Refused& why) { on_refused(why); }),
         lease_(reactor, clock, api_, {.ns = options.ns, .name = options.lease, .identity = options.identity},
                [this](bool leads) { on_lease(leads); }),
+        events_(clock, api_, options.identity),
+        duties_(reactor, clock, api_, events_, pods_.by_node, duty_settings(options)),
         admin_(reactor, sources()) {}
 
   Result<> run() {
@@ -115,12 +143,19 @@ class Running {
   }
 
   void on_lease(bool leads) {
-    for (LeaderDuty* duty : {static_cast<LeaderDuty*>(&ca_), static_cast<LeaderDuty*>(&bundle_)}) {
+    for (LeaderDuty* duty : {static_cast<LeaderDuty*>(&ca_), static_cast<LeaderDuty*>(&bundle_),
+                             static_cast<LeaderDuty*>(&duties_)}) {
       if (leads)
         duty->begin();
       else
         duty->end();
     }
+  }
+
+  void on_refused(const Refused& why) {
+    if (why.pod)
+      events_.warn({"v1", "Pod", why.pod->ns, why.pod->name, why.pod->uid}, "CertificateRefused", "Sign",
+                   why.why);
   }
 
   void stop() {
@@ -152,6 +187,7 @@ class Running {
     out.leads = lease_.leads();
     out.bundle_good = bundle_.trouble().empty();
     out.secrets_good = authority_.ready() && ca_.trouble().empty();
+    out.duties = duties_.figures();
     if (authority_.signer() != nullptr) out.signer_not_after = authority_.signer()->not_after();
     out.server_not_after = certificate_.not_after();
     if (ca_.state() && ca_.state()->next) out.next_signs_at = ca_.state()->next_at;
@@ -179,6 +215,8 @@ class Running {
   ClusterAuthorizer authorizer_;
   Issuer issuer_;
   Lease lease_;
+  EventPoster events_;
+  ClusterDuties duties_;
   const TlsFront* front_ = nullptr;
   io::Timer give_up_{[this] { reactor_.stop(); }};
   admin::Server admin_;

@@ -21,6 +21,7 @@ struct ClusterOptions {
   std::string identity;  // of this replica
   std::string trust_domain = "cluster.local";
   std::string cluster_domain = "cluster.local";
+  std::string root_namespace = "istio-system";  // of the ConfigMap `istio`
   std::set<ServiceAccount> agents;
   std::string audience = "istio-ca";
   std::string service = "nodemesh-controller";

@@ -15,6 +15,11 @@ std::string quoted(const tls::SpiffeId& id) {
   return id.ns + "/" + id.service_account;
 }
 
+std::unexpected<Refused> refused_of(const TokenOwner& owner, Refusal refusal, std::string why) {
+  return std::unexpected(
+      Refused{refusal, std::move(why), CallerPod{owner.ns, owner.pod_name, owner.pod_uid}});
+}
+
 // A list of Pods of one node and namespace: does an unfinished one have the service account?
 bool any_runs(std::string_view body, const std::string& node, const tls::SpiffeId& id) {
   auto page = kube::parse_list_page(body);
@@ -91,8 +96,9 @@ void ClusterAuthorizer::decide(Question question, const PodFact* pod) {
   tls::SpiffeId own{settings_.trust_domain, owner.ns, owner.service_account};
   if (!question.asked || *question.asked == own) return question.done(own);
   if (!settings_.agents.contains({owner.ns, owner.service_account}))
-    return question.done(refused(Refusal::not_an_agent, fmt::format("{} is no agent and asks for {}",
-                                                                    quoted(own), quoted(*question.asked))));
+    return question.done(
+        refused_of(owner, Refusal::not_an_agent,
+                   fmt::format("{} is no agent and asks for {}", quoted(own), quoted(*question.asked))));
   if (pods_.runs(pod->node, question.asked->ns, question.asked->service_account)) {
     tls::SpiffeId granted = *question.asked;
     return question.done(std::move(granted));
@@ -108,10 +114,10 @@ void ClusterAuthorizer::look_on_node(Question question, const std::string& node)
   ask(std::move(path), std::move(question), [node](Question asked, const ApiReply& reply) {
     tls::SpiffeId id = *asked.asked;
     if (reply.ok() && any_runs(reply.body, node, id)) return asked.done(std::move(id));
-    asked.done(
-        refused(Refusal::no_pod_on_node,
-                fmt::format("no unfinished Pod of service account {} is on node {}, where the agent {}/{} is",
-                            quoted(id), node, asked.owner.ns, asked.owner.pod_name)));
+    asked.done(refused_of(
+        asked.owner, Refusal::no_pod_on_node,
+        fmt::format("no unfinished Pod of service account {} is on node {}, where the agent {}/{} is",
+                    quoted(id), node, asked.owner.ns, asked.owner.pod_name)));
   });
 }
 

@@ -66,6 +66,7 @@ Issuer::Signed Issuer::sign(const tls::SpiffeId& id, const Request& request) con
 
 void Issuer::refuse(const Caller& caller, const Request& request, const Refused& why, Done done) {
   ++counters_.refused[static_cast<size_t>(why.refusal)];
+  on_refused_(why);
   if (may_log()) {
     log::warn(log::Component::controller, "certificate refused",
               {{"identity", request.impersonated_identity.substr(0, 300)},

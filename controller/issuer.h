@@ -38,9 +38,15 @@ enum class Refusal : uint8_t {
 };
 std::string_view name(Refusal refusal);
 
+// The Pod that asked, as far as it is known for certain.
+struct CallerPod {
+  std::string ns, name, uid;
+};
+
 struct Refused {
   Refusal refusal;
   std::string why;  // for the log; may hold the caller's bytes
+  std::optional<CallerPod> pod = {};
 };
 inline std::unexpected<Refused> refused(Refusal refusal, std::string why) {
   return std::unexpected(Refused{refusal, std::move(why)});
@@ -78,9 +84,14 @@ class Issuer {
   };
   using Done = std::move_only_function<void(std::expected<std::vector<std::string>, Refusal>)>;
 
+  // Runs for each refusal, before the caller hears of it.
+  using OnRefused = std::function<void(const Refused&)>;
+
   // All outlive the issuer.
-  Issuer(const Clock& clock, const CertificateAuthority& authority, Authorizer& authorizer)
-      : clock_(clock), authority_(authority), authorizer_(authorizer) {}
+  Issuer(
+      const Clock& clock, const CertificateAuthority& authority, Authorizer& authorizer,
+      OnRefused on_refused = [](const Refused&) {})
+      : clock_(clock), authority_(authority), authorizer_(authorizer), on_refused_(std::move(on_refused)) {}
   Issuer(const Issuer&) = delete;
   Issuer& operator=(const Issuer&) = delete;
 
@@ -99,6 +110,7 @@ class Issuer {
   const Clock& clock_;
   const CertificateAuthority& authority_;
   Authorizer& authorizer_;
+  OnRefused on_refused_;
   IssuerCounters counters_;
   Monotonic::time_point log_window_{};
   int logged_ = 0;

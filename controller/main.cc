@@ -83,6 +83,8 @@ void add_cluster(CLI::App& app, Options& out) {
   group->add_option("--dns-name", cluster.dns_names, "further names for the server certificate");
   group->add_option("--cluster-domain", cluster.cluster_domain, "DNS domain of the cluster")
       ->capture_default_str();
+  group->add_option("--root-namespace", cluster.root_namespace, "of the ConfigMap istio (MeshConfig)")
+      ->capture_default_str();
   group->add_option("--lease", cluster.lease, "name of the Lease that replicas lead by")
       ->capture_default_str();
   group->add_option("--ca-secret", cluster.ca_secret, "Secret of the authority's state")

@@ -61,6 +61,14 @@ std::string render_metrics(const ControllerFigures& figures) {
               static_cast<double>(figures.pods));
   page.metric("nodemesh_controller_pods_synced", "gauge", "1 once all Pods have been listed.",
               figures.pods_synced ? 1 : 0);
+  page.metric("nodemesh_controller_agentless_nodes", "gauge",
+              "Nodes without an agent, whose WorkloadSlices this replica writes.",
+              static_cast<double>(figures.duties.agentless_nodes));
+  page.head("nodemesh_controller_writes_total", "counter", "Writes as the leader, by what was written.");
+  for (auto [what, count] : {std::pair("slice", figures.duties.slice_writes),
+                             std::pair("policy_status", figures.duties.status_writes),
+                             std::pair("pod_mark", figures.duties.mark_writes)})
+    page.text += fmt::format("nodemesh_controller_writes_total{{what=\"{}\"}} {}\n", what, count);
   page.metric("nodemesh_ca_connections_open", "gauge", "TCP connections of the gRPC port.",
               static_cast<double>(figures.connections));
   page.metric("nodemesh_ca_connections_total", "counter", "Connections accepted.",

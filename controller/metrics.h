@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/clock.h"
+#include "controller/cluster_duties.h"
 #include "controller/issuer.h"
 #include "controller/tls_front.h"
 
@@ -15,6 +16,7 @@ struct ControllerFigures {
   TlsFront::Counters front;
   size_t connections = 0, pods = 0;
   bool pods_synced = false, leads = false, secrets_good = false, bundle_good = false;
+  ClusterDuties::Figures duties;
   // The epoch where there is none.
   WallClock::time_point signer_not_after{}, server_not_after{}, next_signs_at{};
 };

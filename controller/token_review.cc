@@ -10,6 +10,7 @@ namespace nodemesh::controller {
 namespace {
 
 constexpr auto kRemember = seconds(30);
+constexpr auto kRememberUnanswered = std::chrono::hours(1);
 constexpr size_t kMaxRemembered = 8192;
 constexpr size_t kMaxInFlight = 128;  // a flood of bad tokens must not become one of TokenReviews
 constexpr size_t kMaxToken = 16 * 1024;
@@ -83,20 +84,28 @@ void TokenReviewer::review(const std::string& token, Done done) {
 
 void TokenReviewer::on_reply(const Hash& hash, const ApiReply& reply, Done done) {
   --in_flight_;
+  bool unanswered = reply.status == 0 || reply.status >= 500;
+  auto known = known_.find(hash);
+  if (unanswered && known != known_.end() && clock_.now() < known->second.until_unanswered)
+    return done(known->second.owner);
   if (!reply.ok()) {
     std::string fix = reply.status == 403 ? "; grant `create` on tokenreviews.authentication.k8s.io" : "";
     return done(refused(Refusal::api_unavailable, reply.error + fix));
   }
   auto review = read_review(parse_object(reply.body), audience_);
-  if (review) remember(hash, *review);
+  if (review) {
+    remember(hash, *review);
+  } else {
+    known_.erase(hash);
+  }
   done(std::move(review));
 }
 
 void TokenReviewer::remember(const Hash& hash, const TokenOwner& owner) {
   if (known_.size() >= kMaxRemembered)
-    std::erase_if(known_, [&](const auto& item) { return item.second.until <= clock_.now(); });
+    std::erase_if(known_, [&](const auto& item) { return item.second.until_unanswered <= clock_.now(); });
   if (known_.size() >= kMaxRemembered) known_.clear();
-  known_[hash] = {owner, clock_.now() + kRemember};
+  known_[hash] = {owner, clock_.now() + kRemember, clock_.now() + kRememberUnanswered};
 }
 
 }  // namespace nodemesh::controller

@@ -1,6 +1,8 @@
 // Who a bearer token belongs to, as the API server says (authentication.k8s.io/v1 TokenReview with our
 // audience). Good answers are remembered for a short time by the token's hash, since an agent asks for all
 // its node's identities in one breath; whether the Pod still exists is checked anew each time by the caller.
+// While the API server does not answer a good answer counts for an hour: nobody could revoke the token then,
+// nor could kubelet renew it, and short certificates would end with the first minute of an outage.
 // Main thread only. Tokens are never logged.
 #pragma once
 
@@ -42,7 +44,8 @@ class TokenReviewer {
   using Hash = std::array<uint8_t, 32>;
   struct Remembered {
     TokenOwner owner;
-    Monotonic::time_point until;
+    Monotonic::time_point until;             // without asking again
+    Monotonic::time_point until_unanswered;  // when there is nobody to ask
   };
   void on_reply(const Hash& hash, const ApiReply& reply, Done done);
   void remember(const Hash& hash, const TokenOwner& owner);

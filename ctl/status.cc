@@ -43,11 +43,25 @@ void print_table(Context& context, const nlohmann::json& nodes) {
   context.out << table.render(context.colour);
 }
 
+// Whether what is in force is the API server's last word.
+void report_source(Context& context, const nlohmann::json& node, const std::string& name) {
+  auto age = seconds_at(node, "/config/contact_age_s");
+  if (text_at(node, "/config/source") == "snapshot")
+    context.warn(name + ": serves what was last read of the API server, " + age + " ago");
+  auto config = node.is_object() ? node.find("config") : node.end();
+  if (config == node.end()) return;
+  for (const auto& trouble : list_of(*config, "troubles")) context.warn(name + ": " + text_at(trouble, ""));
+  for (const char* problem : {"/snapshot_problem", "/slices_problem"}) {
+    if (auto text = text_at(*config, problem); !text.empty()) context.warn(name + ": " + text);
+  }
+}
+
 // Everything that is not as it should be, each with where and why.
 void report(Context& context, const nlohmann::json& node) {
   auto name = text_at(node, "/node");
   for (const auto& reason : list_of(node, "reasons"))
     context.warn("node " + name + " is not ready: " + text_at(reason, ""));
+  report_source(context, node, name);
   for (const auto& object : list_of(node, "rejected")) {
     auto where = text_at(object, "/origin"), field = text_at(object, "/field"), fix = text_at(object, "/fix");
     context.warn(name + ": " + text_at(object, "/kind") + " " + text_at(object, "/namespace") + "/" +

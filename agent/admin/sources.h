@@ -14,7 +14,8 @@
 //   denials      {time, source, destination, reason, text, policy, suppressed}; beside the connections, see
 //   rows.h status       an object: {ready, reasons[], generation, config_age_s, rejected[{kind, namespace,
 //   name, origin,
-//                 field, message}], warden{connected}, workers, uptime_s, pid}
+//                 field, message}], warden{connected}, workers, uptime_s, pid, config{source:
+//                 "folder"|"api"|"snapshot", contact_age_s, troubles[], snapshot_problem, slices_problem}}
 //   config_dump  an object; holds no key, token or other secret
 #pragma once
 

@@ -30,6 +30,9 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
   app.add_option("--context", config.source.context, "of the kubeconfig, else its current one")
       ->type_name("NAME");
   app.add_flag("--in-cluster", config.source.in_cluster, "or the API server of the pod this runs in");
+  app.add_option("--snapshot", config.snapshot,
+                 "keep there what the API server says, for a start while it is away; a folder of ours alone")
+      ->type_name("FILE");
   app.add_option("--node", config.node, "name of this node, as in spec.nodeName")
       ->required()
       ->type_name("NAME");

@@ -15,6 +15,7 @@ namespace nodemesh::app {
 
 struct WardenConfig {
   kube::SourceChoice source;
+  std::string snapshot;  // a file, for a start while the API server is away
   std::string node;
   std::string run_dir;
   std::string bpf_dir;

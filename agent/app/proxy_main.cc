@@ -88,6 +88,9 @@ void add_options(CLI::App& app, ProxyConfig& config) {
       ->type_name("FILE");
   app.add_option("--context", source.context, "of the kubeconfig, else its current one")->type_name("NAME");
   app.add_flag("--in-cluster", source.in_cluster, "or the API server of the pod this runs in");
+  app.add_option("--snapshot", config.control.snapshot_file,
+                 "keep there what the API server says, for a start while it is away")
+      ->type_name("FILE");
   app.add_option("--node", config.control.node, "name of this node")->required()->type_name("NAME");
   app.add_option("--run-dir", config.control.run_dir, "where the warden's socket lies")
       ->required()

@@ -144,6 +144,16 @@ json listener_rows(const proxy::Control& control) {
   return rows;
 }
 
+// How far what is in force can be trusted to be the last.
+json config_object(const proxy::Control& control) {
+  const kube::Source& source = *control.source();
+  json config = {{"source", kube::origin_name(source.origin())}, {"troubles", source.troubles()}};
+  if (auto age = source.age()) config["contact_age_s"] = std::chrono::duration_cast<seconds>(*age).count();
+  if (auto problem = source.snapshot_problem(); !problem.empty()) config["snapshot_problem"] = problem;
+  if (auto problem = control.slices_problem(); !problem.empty()) config["slices_problem"] = problem;
+  return config;
+}
+
 json status_object(proxy::Control& control, const std::string& node, Monotonic::time_point started,
                    const Clock& clock) {
   auto since = [&](Monotonic::time_point then) {
@@ -164,6 +174,7 @@ json status_object(proxy::Control& control, const std::string& node, Monotonic::
   }
   auto reasons = control.not_ready();
   return {{"node", node},
+          {"config", config_object(control)},
           {"ready", reasons.empty()},
           {"reasons", reasons},
           {"generation", control.snapshot()->generation()},

@@ -179,7 +179,8 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
   if (!channel) return std::unexpected(std::move(channel.error()));
   if (auto ok = warden.start(); !ok) return ok;
   Clock clock;
-  auto source = warden::make_pod_source(reactor, clock, config.source, config.node, config.daemonset);
+  auto source =
+      warden::make_pod_source(reactor, clock, config.source, config.node, config.daemonset, config.snapshot);
   if (!source) return std::unexpected(std::move(source.error()));
   Ending ending(reactor, warden, **source, !config.daemonset.empty());
   StopSignals signals(reactor, [&] { ending.begin(); });

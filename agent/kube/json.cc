@@ -178,12 +178,86 @@ void write_over(Node& map, std::string_view name, std::string_view text) {
   node->text = text;
 }
 
+void append_quoted(std::string& out, std::string_view text) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  out += '"';
+  for (char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    if (static_cast<unsigned char>(c) >= 0x20) {
+      out += c;
+    } else {
+      out.append("\\u00").append({kDigits[c >> 4], kDigits[c & 15]});
+    }
+  }
+  out += '"';
+}
+
+// Leaves out what is not among `fields`: dotted paths, where a list's items have the list's path.
+class JsonWriter {
+ public:
+  JsonWriter(std::span<const std::string_view> fields, std::string& out) : fields_(fields), out_(out) {}
+
+  void write(const Node& node) {
+    switch (node.type) {
+      case Node::Type::map:
+        return write_all(node, '{', '}');
+      case Node::Type::list:
+        return write_all(node, '[', ']');
+      case Node::Type::string:
+        return append_quoted(out_, node.text);
+      case Node::Type::null:
+        out_ += "null";
+        return;
+      default:
+        out_ += node.text;
+    }
+  }
+
+ private:
+  void write_all(const Node& node, char open, char close) {
+    out_ += open;
+    bool first = true;
+    for (const auto& child : node.children) {
+      const size_t before = path_.size();
+      if (open == '{') path_.append(path_.empty() ? "" : ".").append(child.key);
+      if (open == '[' || kept()) {
+        if (!std::exchange(first, false)) out_ += ',';
+        if (open == '{') append_quoted(out_, child.key), out_ += ':';
+        write(child);
+      }
+      path_.resize(before);
+    }
+    out_ += close;
+  }
+
+  // The path is a field, or leads to one, or is below one.
+  bool kept() const {
+    auto below = [](std::string_view path, std::string_view above) {
+      return path.starts_with(above) && (path.size() == above.size() || path[above.size()] == '.');
+    };
+    if (fields_.empty()) return true;
+    for (std::string_view field : {"apiVersion", "kind", "metadata"}) {
+      if (below(path_, field)) return true;
+    }
+    return std::ranges::any_of(
+        fields_, [&](std::string_view field) { return below(path_, field) || below(field, path_); });
+  }
+
+  std::span<const std::string_view> fields_;
+  std::string& out_;
+  std::string path_;
+};
+
 }  // namespace
 
 std::expected<Node, JsonFailure> parse_json(std::string_view text, size_t max_nodes) {
   auto built = build(text, max_nodes, false);
   if (!built) return std::unexpected(std::move(built.error()));
   return std::move(built->root);
+}
+
+void write_json(const Node& node, std::span<const std::string_view> fields, std::string& out) {
+  JsonWriter{fields, out}.write(node);
 }
 
 std::shared_ptr<Object> make_api_object(Node root, std::string_view kind, std::string_view api_version) {

@@ -6,6 +6,7 @@
 
 #include <expected>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,6 +22,10 @@ struct JsonFailure {
   std::string message;
 };
 std::expected<Node, JsonFailure> parse_json(std::string_view text, size_t max_nodes = 1'000'000);
+
+// The text of a tree that was read as above, appended to `out`; also, where `fields` is not empty, only of
+// these of its fields (Kind::fields) and of apiVersion, kind and metadata.
+void write_json(const Node& node, std::span<const std::string_view> fields, std::string& out);
 
 // One object of an API source. `kind` and `api_version` are written over what the object says: items of lists
 // leave them out, and metadata-only objects say PartialObjectMetadata.

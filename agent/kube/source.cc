@@ -38,4 +38,9 @@ std::unique_ptr<Source> make_folder_source(io::Reactor& reactor, std::string pat
   return std::make_unique<FolderSource>(reactor, std::move(path), kinds);
 }
 
+std::string_view origin_name(Source::Origin origin) {
+  static constexpr std::string_view kNames[] = {"folder", "api", "snapshot"};
+  return kNames[static_cast<size_t>(origin)];
+}
+
 }  // namespace nodemesh::kube

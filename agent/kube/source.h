@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -20,6 +21,8 @@ class ApiClient;
 
 class Source {
  public:
+  // `snapshot`: at least one kind is as an earlier process left it, since the API server could not be read.
+  enum class Origin : uint8_t { folder, api, snapshot };
   using Changed = std::move_only_function<void()>;
   virtual ~Source() = default;
   // `changed` runs on the reactor, after this has returned, whenever store() has changed, and not before
@@ -33,6 +36,9 @@ class Source {
   virtual std::vector<std::string> troubles() const = 0;
   // How long ago the slowest part was last known to be current; empty for a folder.
   virtual std::optional<Monotonic::duration> age() const = 0;
+  virtual Origin origin() const { return Origin::folder; }
+  // Why a start without the API server had, or would have, no configuration; empty when nothing is wrong.
+  virtual std::string snapshot_problem() const { return {}; }
   // For other requests to the same API server; null for a folder.
   virtual ApiClient* client() { return nullptr; }
 };
@@ -40,5 +46,7 @@ class Source {
 // Manifests in `path`. `kinds` outlives the source.
 std::unique_ptr<Source> make_folder_source(io::Reactor& reactor, std::string path,
                                            std::span<const Kind> kinds);
+
+std::string_view origin_name(Source::Origin origin);  // "folder", "api", "snapshot"
 
 }  // namespace nodemesh::kube

@@ -31,6 +31,9 @@ struct Kind {
   // is wrong to `problems`; an error there refuses the object. Null: the kind has no fields that matter.
   std::shared_ptr<const Decoded> (*read)(const Object& object, Fields& fields, Problems& problems) = nullptr;
   bool metadata_only = false;  // `read` wants nothing else, so an API server need not send it
+  // Paths of what `read` wants ("spec.containers.ports"; items of lists have the list's). Nothing else goes
+  // into a snapshot on disk. Empty: everything. Named where objects hold secrets, or much that is of no use.
+  std::span<const std::string_view> fields = {};
 };
 
 struct Entry {

@@ -13,6 +13,7 @@ namespace {
 constexpr seconds kMostRetryAfter{120};
 // A watch that lasted so long was a good one, even if nothing happened meanwhile.
 constexpr seconds kLasting{5};
+constexpr uint64_t kAdopted = 0;  // the number of no list
 constexpr size_t kMaxErrorBody = 64 * 1024;
 constexpr uint64_t kRoundsAfterPoke = 7;  // half a minute
 constexpr std::string_view kInitialEventsEnd = "k8s.io/initial-events-end";
@@ -65,6 +66,38 @@ void Watch::start() {
   begin();
 }
 
+void Watch::adopt(Node object) {
+  const Node* metadata = object.find("metadata");
+  std::pair<std::string, std::string> place{text_at(metadata, "namespace"), text_at(metadata, "name")};
+  std::string version = text_at(metadata, "resourceVersion");
+  if (progress_.synced || place.second.empty() || version.empty()) return;
+  auto [found, fresh] = known_.try_emplace(place);
+  if (!fresh && found->second.list != kAdopted) return;
+  std::string uid = text_at(metadata, "uid"), api_version = text_at(&object, "apiVersion");
+  if (!fresh && found->second.uid != uid) sink_.on_remove(key_of(place));
+  found->second = {std::move(uid), std::move(version), kAdopted};
+  sink_.on_upsert(make_api_object(std::move(object), options_.resource.kind, api_version));
+}
+
+void Watch::adopt_removal(const std::string& ns, const std::string& name) {
+  auto found = known_.find({ns, name});
+  if (progress_.synced || found == known_.end() || found->second.list != kAdopted) return;
+  ObjectKey key = key_of(found->first);
+  known_.erase(found);
+  sink_.on_remove(key);
+}
+
+void Watch::adopted(Monotonic::time_point as_of) {
+  if (progress_.synced) return;
+  progress_.adopted = as_of;
+  sync();
+}
+
+bool Watch::knows(std::string_view ns, std::string_view name, std::string_view resource_version) const {
+  auto found = known_.find({std::string(ns), std::string(name)});
+  return found != known_.end() && found->second.resource_version == resource_version;
+}
+
 void Watch::poke() {
   using enum WatchProgress::State;
   if (!timer_.armed() || (progress_.state != absent && progress_.state != forbidden)) return;
@@ -79,7 +112,9 @@ WatchProgress Watch::progress() const {
   WatchProgress out = progress_;
   out.objects = known_.size();
   out.resource_version = resource_version_;
-  if (auto contact = client_.last_contact(call_))
+  // A connection that is not one yet counts for nothing, nor does one that brings refusals.
+  bool watching = phase_ != Phase::page && status_ >= 200 && status_ < 300;
+  if (auto contact = client_.last_contact(call_); contact && watching)
     out.contact = std::max(*contact, out.contact.value_or(*contact));
   return out;
 }
@@ -119,10 +154,10 @@ void Watch::on_page(Result<ApiAnswer> answer) {
     if (answer.error().reason == Reason::OVER_LIMIT) return smaller_pages(answer.error().message);
     return retry_later(answer.error().message);
   }
-  progress_.contact = reactor_.now();
   if (!answer->ok()) {
     return refused(answer->status, failure_text(answer->status, answer->body), answer->retry_after);
   }
+  progress_.contact = reactor_.now();
   auto page = parse_list_page(answer->body);
   if (!page)
     return page.error().broken ? retry_later(page.error().message) : smaller_pages(page.error().message);
@@ -165,18 +200,19 @@ void Watch::watch(bool initial) {
 void Watch::on_head(const ApiHead& head) {
   status_ = head.status;
   retry_after_ = head.retry_after;
-  opened_ = progress_.contact.emplace(reactor_.now());
+  opened_ = reactor_.now();
   if (!head.ok()) return;
+  progress_.contact = opened_;
   heard_well();
   if (phase_ == Phase::watch) now_watching();
 }
 
 void Watch::on_bytes(std::string_view bytes) {
-  progress_.contact = reactor_.now();
   if (status_ < 200 || status_ >= 300) {
     error_body_.append(bytes.substr(0, kMaxErrorBody - std::min(kMaxErrorBody, error_body_.size())));
     return;
   }
+  progress_.contact = reactor_.now();
   lines_.feed(bytes, [this](std::string_view line) { return on_line(line); });
   if (size_t dropped = lines_.take_dropped()) refuse_events(dropped, "an event is larger than 4 MiB");
 }
@@ -282,11 +318,16 @@ void Watch::finish_list(std::string resource_version) {
     known_.erase(current);
     sink_.on_remove(key);
   }
-  sync();
+  caught_up();
 }
 
 void Watch::sync() {
   if (!std::exchange(progress_.synced, true)) sink_.on_synced();
+}
+
+void Watch::caught_up() {
+  sync();
+  if (std::exchange(progress_.adopted, std::nullopt)) sink_.on_caught_up();
 }
 
 ObjectKey Watch::key_of(const std::pair<std::string, std::string>& place) const {
@@ -355,7 +396,7 @@ void Watch::absent() {
   for (const auto& [place, known] : std::exchange(known_, {})) sink_.on_remove(key_of(place));
   failures_ = 0;
   poked_ = false;
-  sync();
+  caught_up();
   rest(jittered(times_.slow_retry), WatchProgress::State::absent, std::move(why));
 }
 

@@ -63,8 +63,10 @@ struct WatchProgress {
   // event).
   std::string resource_version;
   std::optional<Monotonic::time_point> passed;
-  // When the server was last heard of on the watch's connection.
+  // When the server last said something of the resource but that it may not be had.
   std::optional<Monotonic::time_point> contact;
+  // What is known is an earlier process's word (adopt()) of this time; until the server's list is complete.
+  std::optional<Monotonic::time_point> adopted;
   std::string trouble;  // why it does not watch; empty when it does
   size_t objects = 0;
   uint64_t lists = 0, watches = 0, events = 0, refused_events = 0;
@@ -77,6 +79,8 @@ class WatchSink {
   virtual void on_remove(const ObjectKey& key) = 0;
   // Everything has been told once. Once in a watch's life.
   virtual void on_synced() = 0;
+  // A list has told how the server differs from what was adopted.
+  virtual void on_caught_up() {}
 
  protected:
   ~WatchSink() = default;
@@ -92,6 +96,14 @@ class Watch final : private ApiStream {
   Watch& operator=(const Watch&) = delete;
 
   void start();
+  // What an earlier process knew, an object or removal after the other in its order, then when it was known
+  // to be current: the watch is synced with it, and the first list is compared with it. What the server has
+  // told meanwhile counts for more. Nothing once synced.
+  void adopt(Node object);
+  void adopt_removal(const std::string& ns, const std::string& name);
+  void adopted(Monotonic::time_point as_of);
+  // What is known of an object is this version of it.
+  bool knows(std::string_view ns, std::string_view name, std::string_view resource_version) const;
   // Asks at once where it waits because the resource is absent or forbidden.
   void poke();
   WatchProgress progress() const;
@@ -121,6 +133,7 @@ class Watch final : private ApiStream {
   void passed(const std::string& version);
   void finish_list(std::string resource_version);
   void sync();
+  void caught_up();
   ObjectKey key_of(const std::pair<std::string, std::string>& place) const;
   void take(Node object, bool listing);
   void drop(const Node& object);

@@ -18,6 +18,7 @@ constexpr auto kTick = seconds(1);
 constexpr uint64_t kTicksPerExpiry = 30;
 // A worker that finished no turn for so many ticks will not come back: its own timer wakes it every second.
 constexpr uint64_t kSilentTicks = 10;
+constexpr auto kForsaken = seconds(5);  // a warden that comes back does so in less
 
 identity::CredentialStore::Settings store_settings(const ControlOptions& options) {
   identity::CredentialStore::Settings settings;
@@ -58,8 +59,10 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
             options_.warden_uid),
       keys_due_([this] { store_keys(); }),
       ticker_([this] { tick(); }),
-      drain_timer_([this] {
-        if (drained_) std::exchange(drained_, nullptr)();
+      drain_timer_([this] { end_drain(); }),
+      forsaken_([this] {
+        log::warn(log::Component::warden, "no warden came back for 5 s: what is still open is reset");
+        end_drain();
       }) {}
 
 Control::~Control() {
@@ -85,7 +88,9 @@ Result<> Control::start() {
     if (auto prepared = workers_.back()->prepare(); !prepared) return prepared;
   }
   auto source = kube::make_source(reactor_, clock_, options_.source, translate::kinds(),
-                                  {.node = options_.node, .root_namespace = options_.root_namespace});
+                                  {.node = options_.node,
+                                   .root_namespace = options_.root_namespace,
+                                   .snapshot = {.path = options_.snapshot_file}});
   if (!source) return std::unexpected(std::move(source.error()));
   source_ = std::move(*source);
   if (auto* client = source_->client(); client != nullptr) slices_.emplace(reactor_, *client, options_.node);
@@ -93,6 +98,7 @@ Result<> Control::start() {
   for (auto& worker : workers_) worker->start();
   renew_ticket_keys();
   if (source_->synced()) reconfigure();
+  report_source();
   ticker_.arm(reactor_, kTick);
   return {};
 }
@@ -114,7 +120,9 @@ void Control::reconfigure() {
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
-  if (slices_) slices_->update(source_->store(), *snapshot_);
+  // What an earlier process left may name pods that are gone: nobody else is told of it.
+  if (slices_ && source_->origin() == kube::Source::Origin::api)
+    slices_->update(source_->store(), *snapshot_);
   if (!changed) return;
   access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
   for (auto& worker : workers_) {
@@ -199,11 +207,22 @@ void Control::store_keys() {
 
 void Control::tick() {
   link_.want_kernel_stats();
+  report_source();
   watch_workers();
   renew_ticket_keys();
   if (drained_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
+}
+
+void Control::report_source() {
+  auto age = source_->age();
+  metrics_.set_config_source(
+      {.origin = kube::origin_name(source_->origin()),
+       .contact_age = age ? std::optional(std::chrono::duration_cast<seconds>(*age)) : std::nullopt,
+       .troubles = source_->troubles().size(),
+       .snapshot_failed = !source_->snapshot_problem().empty(),
+       .slices_failed = !slices_problem().empty()});
 }
 
 // The supervisor starts a fresh process, which takes over listeners and keys; a stuck worker would hold its
@@ -263,6 +282,7 @@ void Control::give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Re
 }
 
 void Control::on_warden_connected(const warden::Welcome& welcome) {
+  forsaken_.cancel();
   log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
   keys_due_.schedule(reactor_);
 }
@@ -367,6 +387,7 @@ void Control::on_warden_closed(const Error& why) {
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
+  if (drained_ && !forsaken_.armed()) forsaken_.arm(reactor_, kForsaken);
 }
 
 std::vector<std::string> Control::not_ready() const {
@@ -408,6 +429,10 @@ void Control::ask_open() {
       });
     });
   }
+}
+
+void Control::end_drain() {
+  if (drained_) std::exchange(drained_, nullptr)();
 }
 
 void Control::drain(milliseconds limit, std::move_only_function<void()> done) {

@@ -29,6 +29,7 @@ namespace nodemesh::proxy {
 
 struct ControlOptions {
   kube::SourceChoice source;
+  std::string snapshot_file;  // for a start while the API server is away; empty: none
   std::string node;
   std::string run_dir;
   identity::CaClient::Settings ca;  // the certificate authority
@@ -53,7 +54,9 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // Reads the folder or begins to read the API server, starts the workers, connects to the warden. Errors are
   // one sentence for the operator.
   Result<> start();
-  // No new connections; `done` runs when none is left or `limit` has passed.
+  // No new connections; `done` runs when none is left, `limit` has passed, or the warden has left and nobody
+  // came in its place for 5 s: nobody serves the pods then, and where Kubernetes replaces an agent nobody
+  // will until this process ends.
   void drain(milliseconds limit, std::move_only_function<void()> done);
 
   // Ends what is open and joins the workers' threads.
@@ -65,6 +68,10 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // When the folder was last translated.
   Monotonic::time_point translated() const { return translated_; }
   const identity::CredentialStore& credentials() const { return credentials_; }
+  // Null before start().
+  const kube::Source* source() const { return source_.get(); }
+  // Why other nodes cannot be told of this node's pods; empty when they can.
+  std::string slices_problem() const { return slices_ ? slices_->publisher().problem() : ""; }
   bool warden_connected() const { return link_.connected(); }
   // Why the proxy is not ready; empty when it is.
   std::vector<std::string> not_ready() const;
@@ -113,7 +120,9 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void store_keys();
   void tick();
   void ask_open();
+  void end_drain();
   void expire_series();
+  void report_source();
   void watch_workers();
   size_t rejected() const;
 
@@ -142,7 +151,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
   io::Deferred keys_due_;  // the warden is to get what is new, once for all news of a turn
   io::Timer ticker_;
-  io::Timer drain_timer_;
+  io::Timer drain_timer_, forsaken_;
   std::move_only_function<void()> drained_;
 };
 

@@ -307,6 +307,24 @@ void Exposition::tunnels() {
   sample("nodemesh_access_log_dropped_total", {}, dropped);
 }
 
+void Exposition::config_source() {
+  const auto& source = metrics_.source_;
+  head("nodemesh_config_source", "gauge", "1 for where the configuration in force comes from.");
+  for (std::string_view origin : {"folder", "api", "snapshot"})
+    sample("nodemesh_config_source", {{"source", origin}}, int64_t{origin == source.origin});
+  head("nodemesh_config_contact_age_seconds", "gauge",
+       "Since the API server last confirmed the kind that it confirmed longest ago.");
+  if (source.contact_age)
+    sample("nodemesh_config_contact_age_seconds", {}, int64_t{source.contact_age->count()});
+  head("nodemesh_config_troubles", "gauge", "Kinds of objects that are not read yet or may be stale.");
+  sample("nodemesh_config_troubles", {}, static_cast<int64_t>(source.troubles));
+  head("nodemesh_config_snapshot_failed", "gauge",
+       "1 when a start without the API server has, or would have, no configuration.");
+  sample("nodemesh_config_snapshot_failed", {}, int64_t{source.snapshot_failed});
+  head("nodemesh_slices_failed", "gauge", "1 while other nodes cannot be told of this node's pods.");
+  sample("nodemesh_slices_failed", {}, int64_t{source.slices_failed});
+}
+
 void Exposition::configuration() {
   std::lock_guard lock(metrics_.mutex_);
   head("nodemesh_certificate_expiry_seconds", "gauge",
@@ -323,6 +341,7 @@ void Exposition::configuration() {
     sample("nodemesh_config_age_seconds", {}, int64_t{std::max<int64_t>(now - metrics_.applied_, 0)});
   head("nodemesh_config_rejected_objects", "gauge", "Objects whose last version was refused.");
   sample("nodemesh_config_rejected_objects", {}, static_cast<int64_t>(metrics_.rejected_));
+  config_source();
   head("nodemesh_metrics_overflow_total", "counter",
        "Lookups that met the cap on TCP series and were counted as other.");
   sample("nodemesh_metrics_overflow_total", {}, static_cast<int64_t>(metrics_.overflow_));

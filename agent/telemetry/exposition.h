@@ -45,6 +45,7 @@ class Exposition {
   void handshake_seconds();
   void tunnels();
   void configuration();
+  void config_source();
   void kernel();
   void policy();
   void process();

@@ -110,6 +110,11 @@ void Metrics::set_config(uint64_t generation, WallClock::time_point applied, uin
   applied_ = std::chrono::duration_cast<seconds>(applied.time_since_epoch()).count();
 }
 
+void Metrics::set_config_source(const ConfigSource& source) {
+  std::lock_guard lock(mutex_);
+  source_ = source;
+}
+
 void Metrics::set_kernel(std::span<const uint64_t> drops, std::span<const uint64_t> events) {
   std::lock_guard lock(mutex_);
   kernel_drops_.assign(drops.begin(), drops.end());

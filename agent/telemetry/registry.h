@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,6 +51,15 @@ struct MetricsOptions {
   size_t shards = 1;
 };
 
+// Where configuration comes from, and how far it can be trusted to be the last.
+struct ConfigSource {
+  std::string_view origin;             // "folder", "api", "snapshot"; static
+  std::optional<seconds> contact_age;  // since the source last confirmed the slowest kind
+  size_t troubles = 0;                 // kinds that are not read, or may be stale
+  bool snapshot_failed = false;        // a start without the API server has, or would have, nothing
+  bool slices_failed = false;          // other nodes do not hear of this node's pods
+};
+
 class Metrics {
  public:
   explicit Metrics(MetricsOptions options, const Clock& clock);
@@ -61,6 +71,7 @@ class Metrics {
   void set_certificate(std::string_view identity, WallClock::time_point not_after);
   void remove_certificate(std::string_view identity);
   void set_config(uint64_t generation, WallClock::time_point applied, uint64_t rejected_objects);
+  void set_config_source(const ConfigSource& source);
   // Totals as the kernel counts them, summed over CPUs: by nm_reason, by nm_counter.
   void set_kernel(std::span<const uint64_t> drops, std::span<const uint64_t> events);
 
@@ -90,6 +101,7 @@ class Metrics {
   uint64_t overflow_ = 0;
   std::map<std::string, int64_t, std::less<>> certificates_;
   std::map<std::pair<std::string, bool>, uint64_t> dry_runs_;
+  ConfigSource source_;
   uint64_t generation_ = 0, rejected_ = 0;
   int64_t applied_ = 0;  // unix seconds; 0: never
   std::vector<uint64_t> kernel_drops_, kernel_events_;

@@ -82,6 +82,9 @@ std::shared_ptr<const kube::Decoded> read_nothing_used(const kube::Object&, kube
 std::shared_ptr<const kube::Decoded> read_node(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_service_cidr(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_runtime_class(const kube::Object&, kube::Fields&, kube::Problems&);
+// Kind::fields of the two. A Pod has secrets in its environment, a Node lists every image.
+std::span<const std::string_view> pod_fields();
+std::span<const std::string_view> node_fields();
 std::shared_ptr<const kube::Decoded> read_pod(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_service(const kube::Object&, kube::Fields&, kube::Problems&);
 std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object&, kube::Fields&, kube::Problems&);

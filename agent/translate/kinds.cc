@@ -11,9 +11,9 @@ namespace nodemesh::translate {
 std::span<const kube::Kind> kinds() {
   static const kube::Kind kKinds[] = {
       {"", "Namespace", {"v1"}, false, read_nothing_used, true},
-      {"", "Node", {"v1"}, false, read_node},
+      {"", "Node", {"v1"}, false, read_node, false, node_fields()},
       {"", "ServiceAccount", {"v1"}, true, read_nothing_used, true},
-      {"", "Pod", {"v1"}, true, read_pod},
+      {"", "Pod", {"v1"}, true, read_pod, false, pod_fields()},
       {"", "Service", {"v1"}, true, read_service},
       {"", "ConfigMap", {"v1"}, true, read_config_map},
       {"discovery.k8s.io", "EndpointSlice", {"v1"}, true, read_endpoint_slice},

@@ -184,7 +184,33 @@ void read_node_addresses(const Node* status, NodeSpec& node) {
   }
 }
 
+std::vector<std::string> make_pod_fields() {
+  std::vector<std::string> fields = {
+      "spec.nodeName",       "spec.hostNetwork", "spec.runtimeClassName", "spec.serviceAccountName",
+      "spec.serviceAccount", "status.podIP",     "status.podIPs",         "status.phase"};
+  for (std::string list : {"spec.containers", "spec.initContainers"}) {
+    fields.push_back(list + ".ports");
+    for (std::string handler : {".livenessProbe", ".readinessProbe", ".startupProbe", ".lifecycle.postStart",
+                                ".lifecycle.preStop"}) {
+      for (const char* action : {".httpGet.port", ".tcpSocket.port", ".grpc.port"})
+        fields.push_back(list + handler + action);
+    }
+  }
+  return fields;
+}
+
 }  // namespace
+
+std::span<const std::string_view> pod_fields() {
+  static const std::vector<std::string> kTexts = make_pod_fields();
+  static const std::vector<std::string_view> kFields(kTexts.begin(), kTexts.end());
+  return kFields;
+}
+
+std::span<const std::string_view> node_fields() {
+  static constexpr std::string_view kFields[] = {"spec.podCIDR", "spec.podCIDRs", "status.addresses"};
+  return kFields;
+}
 
 std::shared_ptr<const kube::Decoded> read_pod(const kube::Object& object, Fields& fields,
                                               Problems& problems) {

@@ -255,6 +255,19 @@ Translation translate(const kube::Store& store, const std::shared_ptr<const mode
   return Translator(store, previous, options, memory).run();
 }
 
+std::vector<kube::Status> policy_statuses(const kube::Store& store, const TranslateOptions& options) {
+  Reports reports;
+  auto mesh = mesh_settings(store, options);
+  Policies policies(store, mesh, nullptr, reports);
+  BalancerRules rules(store, mesh.root_namespace, options.cluster_domain, reports);
+  auto statuses = reports.merge(store.statuses());
+  std::erase_if(statuses, [](const kube::Status& status) {
+    return status.kind != "PeerAuthentication" && status.kind != "AuthorizationPolicy" &&
+           status.kind != "DestinationRule";
+  });
+  return statuses;
+}
+
 Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
                       const TranslateOptions& options) {
   TranslateMemory memory;

@@ -48,6 +48,10 @@ class TranslateMemory {
 // The kinds that are read; for the Store.
 std::span<const kube::Kind> kinds();
 
+// Of PeerAuthentications, AuthorizationPolicies and DestinationRules alone, as translate() says them: for who
+// has read those with the Services, Nodes and the MeshConfig, and no Pods.
+std::vector<kube::Status> policy_statuses(const kube::Store& store, const TranslateOptions& options);
+
 Translation translate(const kube::Store& store, const std::shared_ptr<const model::Snapshot>& previous,
                       const TranslateOptions& options);
 // The same result; `memory` is of this store and of these options.

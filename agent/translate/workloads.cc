@@ -8,8 +8,6 @@ namespace {
 using kube::Object;
 using kube::Severity;
 
-constexpr const char* kDataplaneMode = "istio.io/dataplane-mode";
-
 void warn_of_unknown_mode(const Object& object, Reports& reports) {
   auto mode = object.label(kDataplaneMode);
   if (mode.empty() || mode == "ambient" || mode == "none") return;
@@ -19,65 +17,31 @@ void warn_of_unknown_mode(const Object& object, Reports& reports) {
               "write ambient or none");
 }
 
-// Runtimes other than these keep the pod's network to themselves (gVisor) or in a virtual machine (Kata),
-// where its sockets are not the kernel's.
-bool runs_in_the_kernel(const kube::Store& store, const Object& pod, const PodSpec& spec, Reports& reports) {
-  if (spec.runtime_class.empty()) return true;
-  const auto* entry = store.find("RuntimeClass", "", spec.runtime_class);
-  auto handler = entry ? static_cast<const RuntimeClassSpec&>(*entry->decoded).handler : spec.runtime_class;
-  if (handler == "runc" || handler == "crun") return true;
-  reports.add(pod, Severity::warning, "spec.runtimeClassName",
-              "the Pod runs with handler \"" + handler + "\", so it is not enrolled",
-              "use a RuntimeClass with handler runc or crun, or label the Pod istio.io/dataplane-mode=none");
-  return false;
-}
-
 bool is_enrolled(const kube::Store& store, const Object& pod, const Object& ns, const PodSpec& spec,
                  Reports& reports) {
   warn_of_unknown_mode(pod, reports);
-  auto mode = pod.label(kDataplaneMode);
-  bool wanted = mode == "ambient" || (mode != "none" && ns.label(kDataplaneMode) == "ambient");
-  if (!wanted) return false;
-  if (spec.host_network) return false;
-  if (pod.annotations.contains("sidecar.istio.io/status")) {
+  const std::string* handler = runtime_handler(store, spec.runtime_class);
+  auto enrolment = judge_enrolment({.pod_mode = pod.label(kDataplaneMode),
+                                    .namespace_mode = ns.label(kDataplaneMode),
+                                    .host_network = spec.host_network,
+                                    .sidecar = pod.annotations.contains(kSidecarStatus),
+                                    .handler = handler ? *handler : std::string_view()});
+  if (enrolment == Enrolment::sidecar) {
     reports.add(pod, Severity::warning, "metadata.annotations",
                 "the Pod has an Istio sidecar, so it is not enrolled",
                 "remove the sidecar, or label the Pod istio.io/dataplane-mode=none");
-    return false;
+  } else if (enrolment == Enrolment::runtime) {
+    reports.add(
+        pod, Severity::warning, "spec.runtimeClassName",
+        "the Pod runs with handler \"" + *handler + "\", so it is not enrolled",
+        "use a RuntimeClass with handler runc or crun, or label the Pod istio.io/dataplane-mode=none");
   }
-  return runs_in_the_kernel(store, pod, spec, reports);
+  return enrolment == Enrolment::enrolled;
 }
 
 bool all_digits(std::string_view text, size_t min, size_t max) {
   return text.size() >= min && text.size() <= max &&
          std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c); });
-}
-
-// A ReplicaSet with the template hash in its name is a Deployment's; a Job whose name ends in a minute number
-// is a CronJob's.
-void name_owner(const Object& pod, model::Workload& workload) {
-  workload.workload_name = pod.key.name;
-  workload.workload_type = "pod";
-  const kube::OwnerReference* owner = nullptr;
-  for (const auto& candidate : pod.owners) {
-    if (candidate.controller || (pod.owners.size() == 1 && !owner)) owner = &candidate;
-  }
-  if (!owner || owner->name.empty()) return;
-  workload.workload_name = owner->name;
-  std::string type = owner->kind;
-  std::ranges::transform(type, type.begin(), [](unsigned char c) { return std::tolower(c); });
-  workload.workload_type = std::move(type);
-  auto suffix = owner->name.substr(std::min(owner->name.rfind('-'), owner->name.size()));
-  auto hash = pod.label("pod-template-hash");
-  if (owner->kind == "ReplicaSet" && !hash.empty() && suffix == "-" + std::string(hash)) {
-    workload.workload_type = "deployment";
-  } else if (owner->kind == "Job" && suffix.size() > 1 &&
-             all_digits(std::string_view(suffix).substr(1), 8, 10)) {
-    workload.workload_type = "cronjob";
-  } else {
-    return;
-  }
-  workload.workload_name = owner->name.substr(0, owner->name.size() - suffix.size());
 }
 
 // Which address, uid and network namespace are this Pod's, as far as no older object has them.
@@ -106,6 +70,47 @@ bool check_uid(const model::Workload& workload, const Object& pod, Reports& repo
 }
 
 }  // namespace
+
+const std::string* runtime_handler(const kube::Store& store, const std::string& runtime_class) {
+  if (runtime_class.empty()) return nullptr;
+  const auto* entry = store.find("RuntimeClass", "", runtime_class);
+  return entry ? &static_cast<const RuntimeClassSpec&>(*entry->decoded).handler : &runtime_class;
+}
+
+Enrolment judge_enrolment(const EnrolmentFacts& facts) {
+  bool wanted =
+      facts.pod_mode == "ambient" || (facts.pod_mode != "none" && facts.namespace_mode == "ambient");
+  if (!wanted) return Enrolment::unwanted;
+  if (facts.host_network) return Enrolment::host_network;
+  if (facts.sidecar) return Enrolment::sidecar;
+  bool in_kernel = facts.handler.empty() || facts.handler == "runc" || facts.handler == "crun";
+  return in_kernel ? Enrolment::enrolled : Enrolment::runtime;
+}
+
+void name_owner(const Object& pod, model::Workload& workload) {
+  workload.workload_name = pod.key.name;
+  workload.workload_type = "pod";
+  const kube::OwnerReference* owner = nullptr;
+  for (const auto& candidate : pod.owners) {
+    if (candidate.controller || (pod.owners.size() == 1 && !owner)) owner = &candidate;
+  }
+  if (!owner || owner->name.empty()) return;
+  workload.workload_name = owner->name;
+  std::string type = owner->kind;
+  std::ranges::transform(type, type.begin(), [](unsigned char c) { return std::tolower(c); });
+  workload.workload_type = std::move(type);
+  auto suffix = owner->name.substr(std::min(owner->name.rfind('-'), owner->name.size()));
+  auto hash = pod.label("pod-template-hash");
+  if (owner->kind == "ReplicaSet" && !hash.empty() && suffix == "-" + std::string(hash)) {
+    workload.workload_type = "deployment";
+  } else if (owner->kind == "Job" && suffix.size() > 1 &&
+             all_digits(std::string_view(suffix).substr(1), 8, 10)) {
+    workload.workload_type = "cronjob";
+  } else {
+    return;
+  }
+  workload.workload_name = owner->name.substr(0, owner->name.size() - suffix.size());
+}
 
 void name_from_labels(model::Workload& workload) {
   auto first_of = [&](std::initializer_list<const char*> labels, const std::string& fallback) {

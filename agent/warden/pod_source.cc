@@ -8,6 +8,9 @@
 namespace nodemesh::warden {
 namespace {
 
+// In memory, three times for a moment: a node's pods, and the names and labels of all namespaces.
+constexpr uint64_t kMaxSnapshot = 16 << 20;
+
 class TranslatedPods final : public PodSource {
  public:
   TranslatedPods(std::unique_ptr<kube::Source> source, std::string node, bool cluster)
@@ -49,8 +52,11 @@ class TranslatedPods final : public PodSource {
 
 Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
                                                    const kube::SourceChoice& choice, std::string node,
-                                                   const std::string& daemonset) {
-  kube::ClusterOptions options{.node = node, .only_kinds = {"Pod", "Namespace", "RuntimeClass"}};
+                                                   const std::string& daemonset,
+                                                   const std::string& snapshot_file) {
+  kube::ClusterOptions options{.node = node,
+                               .only_kinds = {"Pod", "Namespace", "RuntimeClass"},
+                               .snapshot = {.path = snapshot_file, .max_size = kMaxSnapshot}};
   auto source = kube::make_source(reactor, clock, choice, translate::kinds(), std::move(options));
   if (!source) return std::unexpected(std::move(source.error()));
   kube::ApiClient* client = (*source)->client();

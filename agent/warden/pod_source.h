@@ -31,10 +31,12 @@ class PodSource {
 };
 
 // Pods of `node` in a folder or at an API server, where only they, Namespaces and RuntimeClasses are read,
-// and the DaemonSet of the agent's own namespace that is called `daemonset` (empty: none). Fails with one
+// and the DaemonSet of the agent's own namespace that is called `daemonset` (empty: none). `snapshot_file`
+// (empty: none) is for a start while the API server is away; only we may be able to write it. Fails with one
 // sentence for the operator.
 Result<std::unique_ptr<PodSource>> make_pod_source(io::Reactor& reactor, const Clock& clock,
                                                    const kube::SourceChoice& choice, std::string node,
-                                                   const std::string& daemonset);
+                                                   const std::string& daemonset,
+                                                   const std::string& snapshot_file);
 
 }  // namespace nodemesh::warden

@@ -1,13 +1,32 @@
 """The cluster of the tier: three nodes, made once, gone at the end whatever ends this process."""
 
+import contextlib
 import os
 import subprocess
 
 import pytest
+from minicluster import mesh as meshes
 from minicluster.cluster import Cluster, default_cgroup
 from minicluster.plan import Plan
 
 OPEN = []
+
+
+@contextlib.contextmanager
+def opened(name, **plan):
+    """A cluster whose logs are part of the report of a test that fails."""
+    mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
+    with Cluster.up(Plan(name, cgroup=mode, **plan), owned=True) as made:
+        OPEN.append(made)
+        yield made
+        OPEN.remove(made)
+
+
+@pytest.fixture(scope="module")
+def ipv6_cluster():
+    """Two nodes that know no IPv4."""
+    with opened(f"ipv6-{os.getpid()}", nodes=2, families=(6,)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +36,20 @@ def cluster():
     if name := os.environ.get("NODEMESH_CLUSTER"):
         yield Cluster(name)
         return
-    mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
-    with Cluster.up(Plan(f"test-{os.getpid()}", cgroup=mode, network_policy=True), owned=True) as made:
-        OPEN.append(made)
+    with opened(f"test-{os.getpid()}", network_policy=True) as made:
         yield made
-        OPEN.remove(made)
+
+
+@pytest.fixture(scope="session")
+def chart(tmp_path_factory):
+    """The Helm chart as a file."""
+    return meshes.write_chart(tmp_path_factory.mktemp("chart"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    """The nodemesh image of the build under test."""
+    return meshes.write_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="session")

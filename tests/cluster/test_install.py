@@ -1,93 +1,24 @@
 """nodemesh on the cluster, by its Helm chart: installed, two labels, traffic judged on the wire, and taken away again.
 The tests stand in the order of a user's day; the last one uninstalls."""
 
-import json
-import os
-import subprocess
-
-import prometheus
 import pytest
 import yaml
 from minicluster import workloads
+from minicluster.mesh import LABEL, NAMESPACE, PROFILES, Mesh, ask, wire
 from minicluster.plan import bracketed
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
-PROFILES = f"{ROOT}/charts/nodemesh/profiles"
-NAMESPACE = "nodemesh-system"
-LABEL = "istio.io/dataplane-mode"
-
-
 @pytest.fixture(scope="module")
-def chart(tmp_path_factory):
-    path = tmp_path_factory.mktemp("chart") / "nodemesh.tgz"
-    subprocess.run([f"{ROOT}/scripts/chart", "--output", path], check=True, stdout=subprocess.DEVNULL)
-    return path
-
-
-@pytest.fixture(scope="module")
-def values(cluster):
-    """What the chart must be told of these nodes: where they have cgroup2, and that images are loaded by hand."""
-    hybrid = ["-f", f"{PROFILES}/test.yaml"]
-    return hybrid if cluster.plan.cgroup == 1 else ["--set", "image.pullPolicy=Never"]
-
-
-@pytest.fixture(scope="module")
-def mesh(cluster, chart, values, tmp_path_factory):
+def mesh(cluster, chart, image):
     """The installed mesh, and an echo pod on each node in a namespace that is not in it."""
     cluster.apply([workloads.namespace("bazaar"), *workloads.echo("echo", "bazaar"),
                    workloads.namespace("street"), *workloads.echo("passer", "street", replicas=1)])
-    image = tmp_path_factory.mktemp("image") / "nodemesh.tar"
-    subprocess.run([f"{ROOT}/scripts/image", "--build-dir", BUILD, "--output", image], check=True, stdout=subprocess.DEVNULL)
-    cluster.load_image(image)
-    cluster.helm("install", "nodemesh", chart, "--namespace", NAMESPACE, "--create-namespace", *values)
-    made = Mesh(cluster)
-    try:
+    with Mesh.installed(cluster, chart, image) as made:
         yield made
-    finally:
-        if not made.gone:
-            cluster.helm("uninstall", "nodemesh", "--namespace", NAMESPACE)
-            made.wait_gone()
-        cluster.delete("namespace", "bazaar", "street", NAMESPACE)
-
-
-class Mesh:
-    def __init__(self, cluster):
-        self.cluster, self.gone = cluster, False
-
-    def agents(self):
-        return self.cluster.ready_pods("app.kubernetes.io/component=agent", NAMESPACE, count=3, seconds=90)
-
-    def metrics(self, agent):
-        done = self.cluster.reach(f"http://{bracketed(agent.addresses[0])}:15020/metrics")
-        return prometheus.Page(done.stdout)
-
-    def count(self, metric, **labels):
-        """{node: sum} over the agents."""
-        return {agent.node_name: self.metrics(agent).sum(metric, **labels) for agent in self.agents()}
-
-    def wait_gone(self):
-        self.cluster.wait(lambda: not self.cluster.pods(namespace=NAMESPACE), 120, lambda: "the mesh's pods have ended:\n" +
-                          self.cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide", check=False))
-        self.gone = True
+    cluster.delete("namespace", "bazaar", "street")
 
 
 def echoes(cluster):
     return cluster.ready_pods("app=echo", "bazaar", count=3)
-
-
-def ask(pod, url, **options):
-    """The answer that an echo pod gets, or None where it gets none."""
-    done = pod.exec(["/echo", "get", url], check=False, **options)
-    return json.loads(done) if done.startswith("{") else None
-
-
-def wire(cluster, pods):
-    """A recording, at the node of the first of some pods, of what they send between nodes."""
-    node = next(node for node in cluster.nodes if node.name == pods[0].node_name)
-    addresses = [address for pod in pods for address in pod.addresses]
-    words = " or ".join(f"host {address}" for address in addresses).split()
-    return cluster.capture(node, filter=["tcp", "and", "(", *words, ")"])
 
 
 @pytest.mark.parametrize("profile", [None, "minimal.yaml", "strict.yaml", "test.yaml"])
@@ -207,9 +138,9 @@ def test_an_agent_cannot_read_secrets_or_write_another_nodes_slices(cluster, mes
         annotate("node2-0")
 
 
-def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, values, labelled):
+def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, labelled):
     before = {agent.uid for agent in mesh.agents()}
-    cluster.helm("upgrade", "nodemesh", chart, "--namespace", NAMESPACE, *values, "--set", "agent.podLabels.round=two")
+    mesh.upgrade("--set", "agent.podLabels.round=two")
     cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
     assert before.isdisjoint(agent.uid for agent in mesh.agents())
     pods = echoes(cluster)
@@ -221,20 +152,12 @@ def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, va
 
 
 def test_helm_uninstall_leaves_nothing_of_the_mesh_and_pods_talk_plainly(cluster, mesh):
-    cluster.helm("uninstall", "nodemesh", "--namespace", NAMESPACE)
-    mesh.wait_gone()
-    for node in cluster.nodes:
-        assert "nodemesh" not in node.run(["ls", "/sys/fs/bpf"]).stdout
-        attached = node.run(["bpftool", "cgroup", "tree", node.cgroup2]).stdout
-        assert "nm_" not in attached and "connect4" not in attached, attached
+    assert len(mesh.left_behind()) > 20, "what is looked for is there to be found"
+    mesh.uninstall()
+    assert mesh.left_behind() == []
     pods = echoes(cluster)  # by node; not all of them on one
     client, server = pods[0], pods[-1]
     with wire(cluster, [client]) as capture:
         assert ask(client, f"http://{server.ipv4}:8080/plain-again")
         assert ask(server, f"http://{client.ipv4}:8080/plain-again")
     assert capture.report().contains(b"GET /plain-again")
-    kinds = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split()
-    left = cluster.kubectl("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/name=nodemesh", "-o", "name",
-                           "--ignore-not-found", check=False)
-    assert left.strip() == ""
-    assert "workloadslices" not in " ".join(kinds)

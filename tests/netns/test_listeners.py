@@ -204,3 +204,24 @@ def test_a_proxy_that_drains_while_its_warden_restarts_is_welcome_and_takes_no_l
     wait_for(lambda: draining not in node.agent_pids("nodemesh-proxy"), 20, "with the last connection it leaves")
     node.wait_ready(20)
     mesh.wait_reaches(mesh.client, mesh.server)
+
+
+def test_a_proxy_that_drains_ends_early_when_its_warden_is_gone_for_good(own_mesh):
+    """Where Kubernetes replaces an agent, nobody serves the node's pods until the old one has ended."""
+    mesh = own_mesh
+    node = mesh.node1
+    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
+    session.wait_output('"open"')
+    draining, = node.agent_pids("nodemesh-proxy", workers=True)
+    os.kill(draining, signal.SIGTERM)
+    wait_for(lambda: "stopping: open connections" in node.agent.output(), 10, "the proxy drains")
+
+    def gone():  # a warden that is started again ends before it can take the proxy
+        for pid in node.agent_pids("nodemesh-warden", workers=True):
+            os.kill(pid, signal.SIGKILL)
+        return draining not in node.agent_pids("nodemesh-proxy", workers=True)
+
+    wait_for(gone, 20, "it leaves")
+    said = node.agent.output()
+    assert said.count(f"proxy connected pid={draining} ") == 1 and "no warden came back for 5 s" in said
+    session.stop()

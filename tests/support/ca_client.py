@@ -67,14 +67,15 @@ class Refused(Exception):
 
 
 class CaClient:
-    def __init__(self, port, roots, name="nodemesh-controller.mesh.svc", source="127.0.0.1", alpn=("h2",), version=None):
+    def __init__(self, port, roots, name="nodemesh-controller.mesh.svc", source="127.0.0.1", alpn=("h2",), version=None,
+                 host="127.0.0.1"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=roots)
         if alpn:
             context.set_alpn_protocols(list(alpn))
         if version:
             context.minimum_version = context.maximum_version = version
-        raw = socket.create_connection(("127.0.0.1", port), 20 * FACTOR, (source, 0))
+        raw = socket.create_connection((host, port), 20 * FACTOR, (source, 0) if source else None)
         try:
             self.sock = context.wrap_socket(raw, server_hostname=name)
         except (OSError, ssl.SSLError):

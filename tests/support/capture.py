@@ -206,11 +206,14 @@ class Capture:
             return
         marker = b"nodemesh-lab-end-" + os.urandom(8).hex().encode()
 
+        # To everybody on the wire; a node may have no IPv4.
+        family, everybody = (socket.AF_INET, "10.0.0.255") if self.node.ipv4 else (socket.AF_INET6, "ff02::1")
+
         def recorded():
-            with netns.entered(self.node.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with netns.entered(self.node.netns), socket.socket(family, socket.SOCK_DGRAM) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode())
-                sock.sendto(marker, ("10.0.0.255", 9))
+                sock.sendto(marker, (everybody, 9))
             with open(self.path, "rb") as pcap:
                 pcap.seek(max(0, os.path.getsize(self.path) - 65536))
                 return marker in pcap.read()

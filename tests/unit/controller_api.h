@@ -17,6 +17,7 @@ struct FakeApi final : controller::Api {
     kube::Verb verb;
     std::string path, body;
     Done done;
+    Patch kind = Patch::merge;
   };
   std::deque<Asked> asked;
   std::map<std::string, Json> objects;  // by path
@@ -29,6 +30,10 @@ struct FakeApi final : controller::Api {
   void call(kube::Verb verb, std::string path, std::string body, Done done) override {
     log.push_back(std::string(kube::verb_name(verb)) + " " + path);
     asked.push_back({verb, std::move(path), std::move(body), std::move(done)});
+  }
+  void patch(Patch kind, std::string path, std::string body, Done done) override {
+    log.push_back("PATCH " + path);
+    asked.push_back({kube::Verb::patch, std::move(path), std::move(body), std::move(done), kind});
   }
   // Answers the oldest question.
   void answer() {
@@ -59,6 +64,7 @@ struct FakeApi final : controller::Api {
     std::string path = one.path;
     if (one.verb == kube::Verb::post) path += "/" + controller::text_at(body, {"metadata", "name"});
     auto found = objects.find(path);
+    if (one.verb == kube::Verb::patch) return patched(one, std::move(body));
     if (one.verb == kube::Verb::get)
       return found == objects.end() ? controller::ApiReply{404, {}, "not found"}
                                     : controller::ApiReply{200, found->second.dump(), {}};
@@ -69,8 +75,40 @@ struct FakeApi final : controller::Api {
           controller::text_at(found->second, {"metadata", "resourceVersion"}))
         return {409, {}, "the object has been modified"};
     }
+    if (one.verb == kube::Verb::remove) {
+      if (objects.erase(path) == 0) return {404, {}, "not found"};
+      return {200, "{}", {}};
+    }
     put(path, std::move(body));
     return {200, objects[path].dump(), {}};
+  }
+
+  // Of the status subresource. metadata is a precondition.
+  controller::ApiReply patched(const Asked& one, Json body) {
+    CHECK(one.path.ends_with("/status"));
+    auto found = objects.find(one.path.substr(0, one.path.size() - 7));
+    if (found == objects.end()) return {404, {}, "not found"};
+    for (const char* field : {"resourceVersion", "uid"}) {
+      std::string wanted = controller::text_at(body, {"metadata", field});
+      if (!wanted.empty() && wanted != controller::text_at(found->second, {"metadata", field}))
+        return {409, {}, "the object has been modified"};
+    }
+    Json object = found->second;
+    if (one.kind == Patch::merge) {
+      object["status"].merge_patch(body["status"]);
+    } else {
+      Json& conditions = object["status"]["conditions"];
+      for (const auto& fresh : body["status"]["conditions"]) {
+        auto same =
+            std::ranges::find_if(conditions, [&](const Json& c) { return c["type"] == fresh["type"]; });
+        if (same == conditions.end())
+          conditions.push_back(fresh);
+        else
+          same->merge_patch(fresh);
+      }
+    }
+    put(found->first, std::move(object));
+    return {200, objects[found->first].dump(), {}};
   }
 };
 

@@ -52,6 +52,7 @@ struct Fixture {
            const std::string& node, bool finished = false) {
     pods.upsert({ns, name, "uid-" + name, node, account, finished});
   }
+  std::string culprit;  // the Pod whose asking was refused, if that is certain
   // "ns/account", or the refusal's name.
   std::string ask(const std::string& account, const std::string& ns = "shop",
                   const std::string& token = kToken) {
@@ -60,6 +61,8 @@ struct Fixture {
     std::string out = "no answer";
     authorizer.authorize({.token = token, .peer = "10.0.0.9"}, asked, [&](Authorizer::Verdict verdict) {
       CHECK(out == "no answer");
+      culprit =
+          verdict || !verdict.error().pod ? "" : verdict.error().pod->name + " " + verdict.error().pod->uid;
       out =
           verdict ? verdict->ns + "/" + verdict->service_account : std::string(name(verdict.error().refusal));
     });
@@ -74,6 +77,7 @@ TEST_CASE_FIXTURE(Fixture, "an agent gets the identities that run on its node, a
   CHECK(ask("web") == "shop/web");
   CHECK(ask("db") == "no_pod_on_node");
   CHECK(ask("web", "other") == "no_pod_on_node");
+  CHECK(culprit == "agent-1 uid-agent-1");
 }
 
 TEST_CASE_FIXTURE(Fixture, "a finished pod gives no right to its identity") {
@@ -114,6 +118,7 @@ TEST_CASE_FIXTURE(Fixture, "an agent whose own pod is new is looked up; one that
 TEST_CASE_FIXTURE(Fixture, "a pod that has finished asks for nothing, even its own identity") {
   add("nodemesh-system", "agent-1", "nodemesh-agent", "n1", true);
   CHECK(ask("web") == "caller_pod_unknown");
+  CHECK(culprit.empty());
   CHECK(ask("") == "caller_pod_unknown");
 }
 
@@ -124,6 +129,7 @@ TEST_CASE_FIXTURE(Fixture, "an ordinary pod gets its own identity and no other")
   CHECK(ask("") == "shop/web");
   CHECK(ask("web") == "shop/web");
   CHECK(ask("db") == "not_an_agent");
+  CHECK(culprit == "web-1 uid-web-1");
   // The token's service account and the pod's must be the same.
   api.review = [](const Json&) { return good_review("system:serviceaccount:shop:db", "web-1", "uid-web-1"); };
   clock.advance(seconds(60));
@@ -203,6 +209,32 @@ TEST_CASE_FIXTURE(Fixture,
   CHECK(ask("web", "shop", "ddd.eee.fff") == "token_rejected");
   CHECK(ask("web", "shop", "ddd.eee.fff") == "token_rejected");
   CHECK(api.count("POST") == 4);  // a refusal is not remembered
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "while the API server does not answer, a token that it called good counts for an hour") {
+  const std::string reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+  CHECK(ask("web") == "shop/web");
+  api.broken[reviews] = 0;
+  clock.advance(seconds(31));
+  CHECK(ask("web") == "shop/web");
+  api.broken[reviews] = 503;
+  CHECK(ask("web") == "shop/web");
+  CHECK(ask("web", "shop", "ddd.eee.fff") == "api_unavailable");  // which was never called good
+  api.broken[reviews] = 403;
+  CHECK(ask("web") == "api_unavailable");  // an answer, if none to our question
+  api.broken[reviews] = 0;
+  clock.advance(seconds(3600));
+  CHECK(ask("web") == "api_unavailable");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a token that the API server has called bad since does not count any more") {
+  CHECK(ask("web") == "shop/web");
+  clock.advance(seconds(31));
+  api.review = [](const Json&) { return Json::object(); };
+  CHECK(ask("web") == "token_rejected");
+  api.broken["/apis/authentication.k8s.io/v1/tokenreviews"] = 0;
+  CHECK(ask("web") == "api_unavailable");
 }
 
 TEST_CASE_FIXTURE(Fixture, "an API server that does not answer is not a refusal of the caller") {

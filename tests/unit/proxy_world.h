@@ -121,7 +121,7 @@ struct WorkerWorld {
     auto made = *workload("server", kElsewhere, "n2", false);
     made.uid = "elsewhere";
     made.mesh = mesh;
-    if (mesh == model::Mesh::unknown) made.service_account.clear();
+    if (mesh == model::Mesh::unknown) made.service_account = {};
     content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),
                          workload("server", Addr::v4(127, 0, 0, 1), "n1", false),
                          std::make_shared<const model::Workload>(std::move(made))};

@@ -38,7 +38,7 @@ struct PodSourceFixture : ApiFixture {
       call.send(bookmark_json(5, true));
     };
     auto made =
-        warden::make_pod_source(reactor, clock, {.kubeconfig = dir.path + "/kubeconfig"}, "node1", "");
+        warden::make_pod_source(reactor, clock, {.kubeconfig = dir.path + "/kubeconfig"}, "node1", "", "");
     REQUIRE(made);
     source = std::move(*made);
     REQUIRE(source->start([this](warden::LocalPods now) { pods = std::move(now); }));

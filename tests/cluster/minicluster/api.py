@@ -48,10 +48,13 @@ class Api:
             self.close()
             raise
 
-    def raw(self, method, path, body=None, content_type="application/json"):
-        """Sends one request and returns the text of the answer; ApiError for a refusal, OSError without an answer."""
+    def raw(self, method, path, body=None, content_type="application/json", user=None):
+        """Sends one request, in another's name if `user` is given, and returns the text of the answer; ApiError for a
+        refusal, OSError without an answer."""
         kept = self._connection is not None
         headers = {"Content-Type": content_type, "Accept": "application/json"}
+        if user:
+            headers["Impersonate-User"] = user
         data = None if body is None else json.dumps(body)
         try:
             status, text = self._exchange(method, path, data, headers)

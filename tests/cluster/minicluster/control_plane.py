@@ -3,6 +3,7 @@
 Leader election and health ports are off: there is one of each, and the API server's readiness is what callers wait for.
 """
 
+import json
 import os
 
 ETCD = "http://127.0.0.1:2379"
@@ -18,6 +19,17 @@ def etcd(plan):
             "--unsafe-no-fsync"]  # the data is on a tmpfs anyhow
 
 
+def audit(plan):
+    """Flags that make the API server write down what one user asks; none where none is named."""
+    if not plan.audit:
+        return []
+    policy = f"{plan.state}/audit.json"
+    with open(policy, "w", encoding="utf-8") as out:
+        json.dump({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+                   "rules": [{"level": "Metadata", "users": [plan.audit]}, {"level": "None"}]}, out)
+    return [f"--audit-policy-file={policy}", f"--audit-log-path={plan.state}/log/audit.log"]
+
+
 def apiserver(plan):
     pki = f"{plan.state}/pki"
     return ["kube-apiserver", f"--etcd-servers={ETCD}", f"--bind-address={plan.machine(plan.families[0])}",
@@ -30,7 +42,7 @@ def apiserver(plan):
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key",
             "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
-            "--profiling=false"]
+            "--profiling=false", *audit(plan)]
 
 
 def controller_manager(plan):

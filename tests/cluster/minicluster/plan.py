@@ -26,6 +26,7 @@ class Plan:
     cgroup: int = 1
     families: tuple = (4, 6)
     network_policy: bool = False
+    audit: str = ""  # the user whose requests the API server writes to log/audit.log
 
     @property
     def state(self):

@@ -28,6 +28,7 @@ def echo_container(**more):
 def pod_spec(*containers, spread_by=None, **more):
     """Pods spread over the nodes by their app label; they end without the usual grace of 30 s."""
     spread = [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+               "nodeTaintsPolicy": "Honor",  # a node that is drained does not count
                "labelSelector": {"matchLabels": {"app": spread_by}}}]
     return {"terminationGracePeriodSeconds": 1, "containers": list(containers),
             **({"topologySpreadConstraints": spread} if spread_by else {}), **more}

@@ -3,13 +3,17 @@
 //	echo [-http 8080,8081] [-tcp 9000]   HTTP/1.1 and HTTP/2 without TLS: /healthz, gRPC's health check, /status/NNN,
 //	                                     and a JSON description of the request for every other path; TCP: one line
 //	                                     "POD CLIENT", then every byte comes back
-//	echo [-timeout 5s] get URL           prints the answer; fails unless it is 200
+//	     [-upstreams URL,URL]            asks these for the same path before it answers, each on a connection of its own and
+//	                                     by the request's IP family; what they say is part of the answer
+//	echo [-timeout 5s] [-family tcp6] get URL    prints the answer; fails unless it is 200
 //	echo ok                              ends well: an exec probe
+//	echo load URL HOST:PORT              steady load, see load.go
 //
 // Every request and connection is a line on standard output.
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -28,6 +32,7 @@ var (
 	pod       = named("POD_NAME")
 	node      = os.Getenv("NODE_NAME")
 	namespace = os.Getenv("POD_NAMESPACE")
+	upstreams []string
 )
 
 // named returns a variable of the environment, or the host name where the manifest did not set it.
@@ -52,6 +57,37 @@ type answer struct {
 	Path      string              `json:"path"`
 	Headers   map[string][]string `json:"headers"`
 	Bytes     int64               `json:"bytes"`
+	Upstreams []json.RawMessage   `json:"upstreams,omitempty"`
+}
+
+// family names the network of a connection's address for a dialler.
+func family(local net.Addr) string {
+	if address, ok := local.(*net.TCPAddr); ok && address.IP.To4() == nil {
+		return "tcp6"
+	}
+	return "tcp4"
+}
+
+// client makes a connection for each request.
+func client(network string, timeout time.Duration) *http.Client {
+	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	return &http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
+}
+
+// ask is what an upstream says, or {"error": why it says nothing}.
+func ask(url, network string) json.RawMessage {
+	response, err := client(network, 4*time.Second).Get(url)
+	var body []byte
+	if err == nil {
+		defer response.Body.Close()
+		body, err = io.ReadAll(response.Body)
+	}
+	if err != nil {
+		body, _ = json.Marshal(map[string]string{"error": err.Error()})
+	}
+	return body
 }
 
 func describe(w http.ResponseWriter, r *http.Request) {
@@ -66,9 +102,13 @@ func describe(w http.ResponseWriter, r *http.Request) {
 			status = wanted
 		}
 	}
+	var below []json.RawMessage
+	for _, upstream := range upstreams {
+		below = append(below, ask(upstream+r.URL.RequestURI(), family(local)))
+	}
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(answer{pod, namespace, node, r.RemoteAddr, local.String(), r.Proto, r.Method, r.Host,
-		r.URL.RequestURI(), r.Header, size})
+		r.URL.RequestURI(), r.Header, size, below})
 }
 
 // health is grpc.health.v1.Health/Check, whose answer is always SERVING: {status: 1} in a frame that is not compressed.
@@ -110,9 +150,8 @@ func serveTCP(port string) {
 	}
 }
 
-func get(url string, timeout time.Duration) int {
-	client := http.Client{Timeout: timeout}
-	response, err := client.Get(url)
+func get(url, network string, timeout time.Duration) int {
+	response, err := client(network, timeout).Get(url)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -129,13 +168,20 @@ func get(url string, timeout time.Duration) int {
 func main() {
 	httpPorts := flag.String("http", "8080", "comma-separated ports for HTTP")
 	tcpPorts := flag.String("tcp", "9000", "comma-separated ports for TCP")
+	called := flag.String("upstreams", "", "comma-separated URLs without a path, asked at each request")
 	timeout := flag.Duration("timeout", 5*time.Second, "the longest time that get takes")
+	network := flag.String("family", "tcp", "tcp4 or tcp6: by which IP family get connects")
 	flag.Parse()
 	switch flag.Arg(0) {
 	case "get":
-		os.Exit(get(flag.Arg(1), *timeout))
+		os.Exit(get(flag.Arg(1), *network, *timeout))
 	case "ok":
 		return
+	case "load":
+		load(flag.Arg(1), flag.Arg(2))
+	}
+	if *called != "" {
+		upstreams = strings.Split(*called, ",")
 	}
 	for _, port := range strings.Split(*httpPorts, ",") {
 		go serveHTTP(port)

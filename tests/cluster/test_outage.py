@@ -1,0 +1,248 @@
+"""What goes on while something of the cluster is away: the API server for a minute, with certificates of 30 seconds and
+agents that are restarted in that minute; the controller; an agent's rights; the CRD of WorkloadSlices. Judged by walkers:
+pods that ask servers on other nodes all the time, by new connections and by one that stays."""
+
+import json
+import os
+import subprocess
+import time
+
+import prometheus
+import pytest
+from minicluster import workloads
+from minicluster.plan import bracketed
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
+SYSTEM, SHOP = "nodemesh-outage", "outage"
+SLICES = "workloadslices.nodemesh.dev"
+
+WALKER = r"""
+import http.client, json, sys, threading, time
+def walk(target, kept):
+    connection = None
+    while True:
+        begun, error = time.time(), ""
+        try:
+            connection = connection or http.client.HTTPConnection(target, 8080, timeout=20)
+            connection.request("GET", "/walk")
+            answer = connection.getresponse()
+            answer.read()
+            error = "" if answer.status == 200 else str(answer.status)
+        except Exception as problem:
+            error = repr(problem)
+        with lock:
+            out.write(json.dumps([target, kept, begun, time.time() - begun, error]) + "\n")
+            out.flush()
+        if error or not kept:
+            connection.close()
+            connection = None
+        time.sleep(0.1)
+lock, out = threading.Lock(), open("/tmp/walk", "a")
+for target in sys.argv[1:]:
+    for kept in (False, True):
+        threading.Thread(target=walk, args=(target, kept), daemon=True).start()
+threading.Event().wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster, tmp_path_factory):
+    """The installed mesh with certificates of 30 seconds; an echo server on each node, walkers on the first two."""
+    folder = tmp_path_factory.mktemp("outage")
+    subprocess.run([f"{ROOT}/scripts/chart", "--output", folder / "nodemesh.tgz"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([f"{ROOT}/scripts/image", "--build-dir", BUILD, "--output", folder / "nodemesh.tar"], check=True,
+                   stdout=subprocess.DEVNULL)
+    cluster.load_image(folder / "nodemesh.tar")
+    hybrid = ["-f", f"{ROOT}/charts/nodemesh/profiles/test.yaml"]
+    values = hybrid if cluster.plan.cgroup == 1 else ["--set", "image.pullPolicy=Never"]
+    cluster.apply([workloads.namespace(SHOP, {"istio.io/dataplane-mode": "ambient"})])
+    cluster.helm("install", "nodemesh", folder / "nodemesh.tgz", "--namespace", SYSTEM, "--create-namespace", *values,
+                 "--set", "agent.proxy.certificateLifetime=30s")
+    try:
+        made = Mesh(cluster)
+        made.agents()
+        cluster.apply(workloads.echo("echo", SHOP))
+        servers = cluster.ready_pods("app=echo", SHOP, count=3, seconds=90)
+        for number in (1, 2):
+            targets = [server.ipv4 or server.ipv6 for server in servers if server.node_name != f"node{number}"]
+            spec = workloads.pod_spec(workloads.container("tools", command=["python3", "-c", WALKER, *targets]),
+                                      nodeName=f"node{number}")
+            cluster.apply(workloads.pod(f"walker{number}", SHOP, spec, {"role": "walker"}))
+        made.walkers = cluster.ready_pods("role=walker", SHOP, count=2)
+        made.servers = servers
+        made.walk_well()
+        yield made
+    finally:
+        cluster.helm("uninstall", "nodemesh", "--namespace", SYSTEM)
+        cluster.wait(lambda: not cluster.pods(namespace=SYSTEM), 120, "the mesh's pods have ended")
+        cluster.delete("namespace", SHOP, SYSTEM)
+
+
+class Mesh:
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def agents(self):
+        return self.cluster.ready_pods("app.kubernetes.io/component=agent", SYSTEM, count=3, seconds=120)
+
+    def page(self, agent):
+        done = self.cluster.reach(f"http://{bracketed(agent.addresses[0])}:15020/metrics")
+        return prometheus.Page(done.stdout) if done.returncode == 0 else None
+
+    def value(self, agent, metric, **labels):
+        """Of a metric of an agent; None while it does not answer."""
+        page = self.page(agent)
+        return page.sum(metric, **labels) if page else None
+
+    def source(self, agent):
+        page = self.page(agent)
+        names = ("folder", "api", "snapshot")
+        return next((name for name in names if page.sum("nodemesh_config_source", source=name) == 1), None) if page else None
+
+    def status(self, agent):
+        """What `meshctl status` says on a node."""
+        return agent.exec(["meshctl", "status", "--run-dir", "/run/nodemesh", "--no-color"], container="proxy", check=False)
+
+    def kill(self, agent, program, supervised):
+        """Kills the processes of an agent's program: those that its supervisors started, or the supervisors too."""
+        node = next(node for node in self.cluster.nodes if node.name == agent.node_name)
+        look = (f'for p in /proc/[0-9]*; do [ "$(readlink $p/exe)" = /usr/bin/{program} ] && '
+                'echo "${p#/proc/} $(tr "\\0" " " < $p/cmdline)"; done; true')
+        found = [line.split(None, 1) for line in node.run(["sh", "-c", look]).stdout.splitlines()]
+        chosen = [pid for pid, words in found if "--no-supervisor" in words or not supervised]
+        assert chosen, found
+        node.run(["kill", "-9", *chosen])
+
+    def walks(self, since):
+        """[(walker's node, target, kept, begun, seconds, error)] of the requests that began after `since`."""
+        out = []
+        for walker in self.walkers:
+            for line in walker.exec(["cat", "/tmp/walk"]).splitlines():
+                target, kept, begun, lasted, error = json.loads(line)
+                if begun >= since:
+                    out.append((walker.node_name, target, kept, begun, lasted, error))
+        return out
+
+    def walk_well(self, seconds=90):
+        """Waits until each walker has had a good answer from each server on both ways, and no bad one after it."""
+        since = time.time()
+
+        def well():
+            walks = self.walks(since)
+            last = {walk[:3]: walk[5] for walk in walks}
+            return len(last) == 8 and not any(last.values())
+
+        self.cluster.wait(well, seconds, lambda: f"all walkers are served: {[w for w in self.walks(since) if w[5]][-5:]}")
+
+    def server_on(self, node):
+        return next(server for server in self.servers if server.node_name == node)
+
+
+def failures(walks):
+    return [walk for walk in walks if walk[5]]
+
+
+def test_a_minute_without_the_api_server_costs_nothing_but_the_connections_of_an_agent_that_is_killed(cluster, mesh):
+    one, _, three = agents = mesh.agents()
+    assert [mesh.source(agent) for agent in agents] == ["api"] * 3
+    before = {agent.uid: agent.restarts for agent in agents}
+    lost = mesh.server_on("node3")
+    lost_address = lost.ipv4 or lost.ipv6
+    begun = time.time()
+    with cluster.without("kube-apiserver"):
+        until = time.monotonic() + 60
+        # The proxy alone, which its supervisor starts again: it has its keys from the warden, and the rest from its file.
+        killed = time.time()
+        mesh.kill(one, "nodemesh-proxy", supervised=True)
+        cluster.wait(lambda: mesh.source(one) == "snapshot", 30, "node1's proxy serves its snapshot")
+        # Both containers of a pod, which kubelet starts again: the keys are gone, and the controller gives new ones.
+        mesh.kill(three, "nodemesh-proxy", supervised=False)
+        mesh.kill(three, "nodemesh-warden", supervised=False)
+        cluster.wait(lambda: mesh.source(three) == "snapshot", 60, "node3's agent serves its snapshot")
+        assert mesh.value(three, "nodemesh_config_troubles") > 0
+        # etcd forgets what watches would resume from.
+        revision = json.loads(cluster.run(["curl", "-sS", "http://127.0.0.1:2379/v3/kv/range", "-d", '{"key": "AA=="}']).stdout)
+        compaction = json.dumps({"revision": revision["header"]["revision"], "physical": True})
+        cluster.run(["curl", "-sSf", "http://127.0.0.1:2379/v3/kv/compaction", "-d", compaction])
+        cluster.wait(lambda: time.monotonic() >= until, 70, "a minute is over")
+        assert mesh.value(one, "nodemesh_config_contact_age_seconds") >= 50
+    cluster.wait(lambda: all(mesh.source(agent) == "api" for agent in mesh.agents()), 90, "all read the API server again")
+    mesh.walk_well()
+    after = {agent.uid: agent.restarts for agent in mesh.agents()}
+    assert before.keys() == after.keys()
+    walks = mesh.walks(begun)
+    elsewhere = [walk for walk in walks if walk[1] != lost_address]
+    # What was under way at the killed proxy: at most one request of each walker or to each server there.
+    cut = [walk for walk in failures(elsewhere) if walk[3] <= killed + 2]
+    print(f"{len(walks)} requests; failed: {len(failures(elsewhere))} ({len(cut)} under way at the killed proxy), and "
+          f"{len(failures(walks)) - len(failures(elsewhere))} to the node whose agent began anew")
+    assert len(elsewhere) > 500 and len(cut) <= 8
+    assert failures(elsewhere) == cut
+
+
+def test_without_its_controller_the_mesh_serves_to_the_end_of_its_certificates_and_recovers(cluster, mesh):
+    mesh.walk_well()
+    agent = mesh.agents()[0]
+    expiry = min(sample.value for sample in mesh.page(agent).select("nodemesh_certificate_expiry_seconds"))
+    cluster.kubectl("scale", "-n", SYSTEM, "deployment/nodemesh-controller", "--replicas=0")
+    gone = time.time()
+    assert expiry > gone
+    cluster.wait(lambda: failures(mesh.walks(gone)), 90, "the certificates have ended")
+    first = min(walk[3] for walk in failures(mesh.walks(gone)))
+    assert first >= expiry - 2
+    assert "not ready" in agent.exec(["curl", "-s", "http://localhost:15021/healthz/ready"], container="proxy", check=False) \
+        or "certificate" in mesh.status(agent)
+    cluster.kubectl("scale", "-n", SYSTEM, "deployment/nodemesh-controller", "--replicas=2")
+    mesh.walk_well(120)
+
+
+def test_an_agent_without_its_rights_serves_on_says_what_it_lacks_and_recovers(cluster, mesh):
+    mesh.walk_well()
+    agent = mesh.agents()[0]
+    name = next(thing["metadata"]["name"] for thing in
+                cluster.api.get("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings")["items"]
+                if any(subject.get("namespace") == SYSTEM and subject["name"] == "nodemesh-agent"
+                       for subject in thing.get("subjects", [])))
+    binding = cluster.api.get(f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}")
+    binding["metadata"] = {key: binding["metadata"][key] for key in ("name", "labels", "annotations")
+                           if key in binding["metadata"]}
+    cluster.kubectl("delete", "clusterrolebinding", name)
+    begun = time.time()
+    try:
+        mesh.kill(agent, "nodemesh-proxy", supervised=True)
+        cluster.wait(lambda: mesh.source(agent) == "snapshot", 60, "the proxy serves its snapshot")
+        assert mesh.value(agent, "nodemesh_config_troubles") > 5
+        assert "the API server refuses to show a resource" in agent.logs("proxy")
+        status = mesh.cluster.reach(f"http://{bracketed(agent.addresses[0])}:15021/healthz/ready").stdout
+        assert status == "ready\n"
+        mesh.walk_well()
+    finally:
+        cluster.apply(binding)
+    cluster.wait(lambda: mesh.source(agent) == "api", 120, "the proxy reads the API server again")
+    assert len(failures(mesh.walks(begun))) <= 8
+    mesh.walk_well()
+
+
+def test_while_the_crd_of_slices_is_gone_pods_talk_on_and_agents_say_so(cluster, mesh):
+    mesh.walk_well()
+    agent = mesh.agents()[0]
+    crd = cluster.api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{SLICES}")
+    crd["metadata"] = {key: crd["metadata"][key] for key in ("name", "labels", "annotations") if key in crd["metadata"]}
+    del crd["status"]
+    begun = time.time()
+    cluster.kubectl("delete", "crd", SLICES)
+    try:
+        cluster.wait(lambda: mesh.value(agent, "nodemesh_slices_failed") == 1, 60, "node1 cannot write its slices")
+        mesh.walk_well()
+    finally:
+        cluster.apply(crd)
+    cluster.wait(lambda: mesh.value(agent, "nodemesh_slices_failed") == 0, 120, "node1 has written its slices")
+
+    def whole():
+        slices = cluster.api.get("/apis/nodemesh.dev/v1alpha1/workloadslices")["items"]
+        return {thing["spec"]["node"] for thing in slices} == {"node1", "node2", "node3"}
+
+    cluster.wait(whole, 60, "every node has slices again")
+    mesh.walk_well()
+    assert not failures(mesh.walks(begun))
