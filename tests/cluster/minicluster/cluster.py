@@ -165,11 +165,17 @@ class Node:
         """Everything of the node ends at once, as when its power fails. Its disk stays."""
         with contextlib.suppress(RuntimeError):
             self.cluster.switch_off(self.name, self.pid)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.dir}/up")
 
     def power_on(self):
         """The node boots from its disk; returns when kubelet runs."""
-        self.cluster.switch_on(self.name)
-        wait_for(lambda: os.path.exists(f"{self.dir}/up"), 60, f"{self.name} has booted", every=0.1)
+
+        def booted():  # asked again, since the keeper may not have heard yet that it is off
+            self.cluster.switch_on(self.name)
+            return os.path.exists(f"{self.dir}/up")
+
+        wait_for(booted, 60, f"{self.name} has booted", every=0.2)
 
     def restart(self, seconds_off=0):
         """A power failure; returns when the API server has heard of the node again and calls it Ready."""
