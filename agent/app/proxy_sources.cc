@@ -45,7 +45,9 @@ json workload_rows(const proxy::Control& control, const std::string& node) {
                     {"protocol", workload->mesh == model::Mesh::hbone ? "HBONE" : "TCP"},
                     {"local", workload->node == node},
                     {"enrolled", workload->enrolled},
-                    {"status", state_of(control.statuses(), "Pod", workload->ns, workload->name)},
+                    {"status", workload->origin.kind == "Pod"
+                                   ? state_of(control.statuses(), "Pod", workload->ns, workload->name)
+                                   : ""},
                     {"origin", place(workload->origin)}});
   }
   return rows;
@@ -178,6 +180,8 @@ json status_object(proxy::Control& control, const std::string& node, Monotonic::
           {"ready", reasons.empty()},
           {"reasons", reasons},
           {"generation", control.snapshot()->generation()},
+          {"workloads", control.snapshot()->workloads().size()},
+          {"services", control.snapshot()->services().size()},
           {"config_age_s", since(control.translated())},
           {"rejected", rejected},
           {"warden", {{"connected", control.warden_connected()}}},

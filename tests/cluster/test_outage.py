@@ -16,6 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
 SYSTEM, SHOP = "nodemesh-outage", "outage"
 SLICES = "workloadslices.nodemesh.dev"
+SECONDS = int(os.environ.get("NODEMESH_OUTAGE_SECONDS", "60"))  # without the API server; scripts/bench outage: 300
 
 WALKER = r"""
 import http.client, json, sys, threading, time
@@ -151,7 +152,7 @@ def test_a_minute_without_the_api_server_costs_nothing_but_the_connections_of_an
     lost_address = lost.ipv4 or lost.ipv6
     begun = time.time()
     with cluster.without("kube-apiserver"):
-        until = time.monotonic() + 60
+        until = time.monotonic() + SECONDS
         # The proxy alone, which its supervisor starts again: it has its keys from the warden, and the rest from its file.
         killed = time.time()
         mesh.kill(one, "nodemesh-proxy", supervised=True)
@@ -165,8 +166,8 @@ def test_a_minute_without_the_api_server_costs_nothing_but_the_connections_of_an
         revision = json.loads(cluster.run(["curl", "-sS", "http://127.0.0.1:2379/v3/kv/range", "-d", '{"key": "AA=="}']).stdout)
         compaction = json.dumps({"revision": revision["header"]["revision"], "physical": True})
         cluster.run(["curl", "-sSf", "http://127.0.0.1:2379/v3/kv/compaction", "-d", compaction])
-        cluster.wait(lambda: time.monotonic() >= until, 70, "a minute is over")
-        assert mesh.value(one, "nodemesh_config_contact_age_seconds") >= 50
+        cluster.wait(lambda: time.monotonic() >= until, SECONDS + 10, "the time is over")
+        assert mesh.value(one, "nodemesh_config_contact_age_seconds") >= SECONDS - 10
     cluster.wait(lambda: all(mesh.source(agent) == "api" for agent in mesh.agents()), 90, "all read the API server again")
     mesh.walk_well()
     after = {agent.uid: agent.restarts for agent in mesh.agents()}
