@@ -12,7 +12,9 @@ namespace nodemesh::ctl {
 namespace {
 
 constexpr const char* kFooter =
-    "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent could be reached.";
+    "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent or no API server "
+    "could "
+    "be reached.";
 
 std::optional<Format> parse_format(std::string_view name) {
   if (name == "table") return Format::table;
@@ -31,7 +33,7 @@ void add_global_flags(CLI::App& app, Context& context) {
         return parse_format(name) ? "" : "there is no output '" + name + "'; use table, json, yaml or wide";
       })
       ->type_name("FORMAT");
-  app.add_option("--node", context.nodes, "a node to ask; may be repeated (default: all that run here)")
+  app.add_option("--node", context.nodes, "a node to ask; may be repeated (default: all)")
       ->allow_extra_args(false)  // one name each, so that a command may follow
       ->type_name("NAME");
   app.add_option("--run-dir", context.run_dir, "where standalone nodes keep <node>/admin.sock")
@@ -130,13 +132,20 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   complete_command->callback([&] { parsed.chosen = [&] { return complete(context, app, parsed.words); }; });
 }
 
+// kubectl runs its plugin `kubectl mesh` as a program of this name.
+std::string_view name_of(int argc, const char* const* argv) {
+  std::string_view path = argc > 0 ? argv[0] : "";
+  return path.substr(path.rfind('/') + 1) == "kubectl-mesh" ? "kubectl mesh" : "meshctl";
+}
+
 }  // namespace
 
 int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err, bool colour) {
-  CLI::App app("Observe and steer nodemesh.", "meshctl");
+  std::string program(name_of(argc, argv));
+  CLI::App app("Observe and steer nodemesh.", program);
   app.footer(kFooter);
   app.require_subcommand(1);
-  Context context{out, err, colour};
+  Context context{out, err, colour, program};
   Parsed parsed;
   add_global_flags(app, context);
   app.set_version_flag("--version", "meshctl " NODEMESH_VERSION);
@@ -149,6 +158,7 @@ int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
     return context.failed(kUsage, error.what(),
                           "run `meshctl --help`, or with a command: `meshctl get --help`");
   }
+  context.run_dir_given = app.get_option("--run-dir")->count() > 0;
   return parsed.chosen ? parsed.chosen() : kOk;
 }
 

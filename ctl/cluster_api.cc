@@ -64,7 +64,7 @@ Result<std::vector<nlohmann::json>> ClusterApi::list(const std::string& path) {
     std::string page = fmt::format("{}{}limit={}", path, path.find('?') == path.npos ? '?' : '&', kPage);
     if (!next.empty()) page += "&continue=" + kube::percent_encode(next);
     ClusterReply reply = get(page);
-    if (!reply.ok()) return fail(reply.error);
+    if (!reply.ok()) return fail(reply.status == 0 ? Reason::CONNECT_FAILED : Reason::INTERNAL, reply.error);
     auto found = reply.body.find("items");
     if (found == reply.body.end() || !found->is_array())
       return fail("GET " + path + ": the answer is no list");

@@ -33,6 +33,7 @@ class ClusterApi {
                             std::string_view content_type = "application/json") = 0;
   ClusterReply get(const std::string& path) { return call(kube::Verb::get, path); }
   // All items below a collection's `path`, in pages of 500. Items of a list have no kind and no apiVersion.
+  // The error is CONNECT_FAILED where the server gave no answer.
   Result<std::vector<nlohmann::json>> list(const std::string& path);
 };
 
