@@ -6,6 +6,8 @@
 #include <CLI/CLI.hpp>
 
 #include "ctl/commands.h"
+#include "ctl/enroll.h"
+#include "ctl/sysdump.h"
 #include "ctl/views.h"
 
 namespace nodemesh::ctl {
@@ -62,10 +64,48 @@ CLI::App* add_command(CLI::App& parent, const char* name, const char* text) {
 struct Parsed {
   std::string kind, component, level, duration, shell;
   bool client_only = false;
+  EnrolOptions enrol;
+  SysdumpOptions sysdump;
   int wait_seconds = 0;
   std::vector<std::string> words, urls;
   std::function<int()> chosen;
 };
+
+void add_enrolment(CLI::App& app, Context& context, Parsed& parsed, bool enrol) {
+  auto* command = add_command(app, enrol ? "enroll" : "unenroll",
+                              enrol ? "put a namespace or a workload of a cluster into the mesh, by its label"
+                                    : "take a namespace or a workload out of the mesh");
+  command
+      ->add_option("what", parsed.words,
+                   "namespace NAME, deployment/NAME, statefulset/NAME, daemonset/NAME or pod/NAME")
+      ->required()
+      ->expected(1, 2)
+      ->type_name("");
+  command->add_option("--in", parsed.enrol.ns, "the workload's namespace (default: the kubeconfig's)")
+      ->type_name("NAMESPACE");
+  command->add_flag("--dry-run", parsed.enrol.dry_run, "say what would change; the API server checks it");
+  command->add_flag("--wait", parsed.enrol.wait, "until the agents have followed");
+  command->add_option("--timeout", parsed.enrol.timeout_s, "how long to wait")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str()
+      ->type_name("SECONDS");
+  command->callback([&, enrol] {
+    parsed.enrol.enrol = enrol;
+    parsed.chosen = [&] { return enroll(context, parsed.enrol, parsed.words); };
+  });
+}
+
+void add_sysdump(CLI::App& app, Context& context, Parsed& parsed) {
+  auto* command = add_command(
+      app, "sysdump", "collect what an error report needs in a .tar.gz; keys, tokens and Secrets left out");
+  command->add_option("-o,--file", parsed.sysdump.file, "default: nodemesh-sysdump-TIME.tar.gz")
+      ->type_name("FILE");
+  command->add_option("--max-mib", parsed.sysdump.max_mib, "of all that is collected, before compression")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command->callback([&] { parsed.chosen = [&] { return sysdump(context, parsed.sysdump); }; });
+}
 
 void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   auto* status_command = add_command(app, "status", "whether each node is ready, and what is wrong");
@@ -102,6 +142,10 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   auto* version_command = add_command(app, "version", "of meshctl and of the agents that answer");
   version_command->add_flag("--client", parsed.client_only, "of meshctl only");
   version_command->callback([&] { parsed.chosen = [&] { return version(context, parsed.client_only); }; });
+
+  add_enrolment(app, context, parsed, true);
+  add_enrolment(app, context, parsed, false);
+  add_sysdump(app, context, parsed);
 
   auto* ready_command =
       add_command(app, "ready", "whether health ports say ready, at all addresses of a name");
