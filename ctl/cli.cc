@@ -6,13 +6,17 @@
 #include <CLI/CLI.hpp>
 
 #include "ctl/commands.h"
+#include "ctl/enroll.h"
+#include "ctl/sysdump.h"
 #include "ctl/views.h"
 
 namespace nodemesh::ctl {
 namespace {
 
 constexpr const char* kFooter =
-    "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent could be reached.";
+    "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent or no API server "
+    "could "
+    "be reached.";
 
 std::optional<Format> parse_format(std::string_view name) {
   if (name == "table") return Format::table;
@@ -31,7 +35,7 @@ void add_global_flags(CLI::App& app, Context& context) {
         return parse_format(name) ? "" : "there is no output '" + name + "'; use table, json, yaml or wide";
       })
       ->type_name("FORMAT");
-  app.add_option("--node", context.nodes, "a node to ask; may be repeated (default: all that run here)")
+  app.add_option("--node", context.nodes, "a node to ask; may be repeated (default: all)")
       ->allow_extra_args(false)  // one name each, so that a command may follow
       ->type_name("NAME");
   app.add_option("--run-dir", context.run_dir, "where standalone nodes keep <node>/admin.sock")
@@ -60,10 +64,48 @@ CLI::App* add_command(CLI::App& parent, const char* name, const char* text) {
 struct Parsed {
   std::string kind, component, level, duration, shell;
   bool client_only = false;
+  EnrolOptions enrol;
+  SysdumpOptions sysdump;
   int wait_seconds = 0;
   std::vector<std::string> words, urls;
   std::function<int()> chosen;
 };
+
+void add_enrolment(CLI::App& app, Context& context, Parsed& parsed, bool enrol) {
+  auto* command = add_command(app, enrol ? "enroll" : "unenroll",
+                              enrol ? "put a namespace or a workload of a cluster into the mesh, by its label"
+                                    : "take a namespace or a workload out of the mesh");
+  command
+      ->add_option("what", parsed.words,
+                   "namespace NAME, deployment/NAME, statefulset/NAME, daemonset/NAME or pod/NAME")
+      ->required()
+      ->expected(1, 2)
+      ->type_name("");
+  command->add_option("--in", parsed.enrol.ns, "the workload's namespace (default: the kubeconfig's)")
+      ->type_name("NAMESPACE");
+  command->add_flag("--dry-run", parsed.enrol.dry_run, "say what would change; the API server checks it");
+  command->add_flag("--wait", parsed.enrol.wait, "until the agents have followed");
+  command->add_option("--timeout", parsed.enrol.timeout_s, "how long to wait")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str()
+      ->type_name("SECONDS");
+  command->callback([&, enrol] {
+    parsed.enrol.enrol = enrol;
+    parsed.chosen = [&] { return enroll(context, parsed.enrol, parsed.words); };
+  });
+}
+
+void add_sysdump(CLI::App& app, Context& context, Parsed& parsed) {
+  auto* command = add_command(
+      app, "sysdump", "collect what an error report needs in a .tar.gz; keys, tokens and Secrets left out");
+  command->add_option("-o,--file", parsed.sysdump.file, "default: nodemesh-sysdump-TIME.tar.gz")
+      ->type_name("FILE");
+  command->add_option("--max-mib", parsed.sysdump.max_mib, "of all that is collected, before compression")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command->callback([&] { parsed.chosen = [&] { return sysdump(context, parsed.sysdump); }; });
+}
 
 void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   auto* status_command = add_command(app, "status", "whether each node is ready, and what is wrong");
@@ -101,6 +143,10 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   version_command->add_flag("--client", parsed.client_only, "of meshctl only");
   version_command->callback([&] { parsed.chosen = [&] { return version(context, parsed.client_only); }; });
 
+  add_enrolment(app, context, parsed, true);
+  add_enrolment(app, context, parsed, false);
+  add_sysdump(app, context, parsed);
+
   auto* ready_command =
       add_command(app, "ready", "whether health ports say ready, at all addresses of a name");
   ready_command->add_option("url", parsed.urls, "http://HOST:PORT/PATH")->required();
@@ -130,13 +176,20 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   complete_command->callback([&] { parsed.chosen = [&] { return complete(context, app, parsed.words); }; });
 }
 
+// kubectl runs its plugin `kubectl mesh` as a program of this name.
+std::string_view name_of(int argc, const char* const* argv) {
+  std::string_view path = argc > 0 ? argv[0] : "";
+  return path.substr(path.rfind('/') + 1) == "kubectl-mesh" ? "kubectl mesh" : "meshctl";
+}
+
 }  // namespace
 
 int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err, bool colour) {
-  CLI::App app("Observe and steer nodemesh.", "meshctl");
+  std::string program(name_of(argc, argv));
+  CLI::App app("Observe and steer nodemesh.", program);
   app.footer(kFooter);
   app.require_subcommand(1);
-  Context context{out, err, colour};
+  Context context{out, err, colour, program};
   Parsed parsed;
   add_global_flags(app, context);
   app.set_version_flag("--version", "meshctl " NODEMESH_VERSION);
@@ -149,6 +202,7 @@ int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
     return context.failed(kUsage, error.what(),
                           "run `meshctl --help`, or with a command: `meshctl get --help`");
   }
+  context.run_dir_given = app.get_option("--run-dir")->count() > 0;
   return parsed.chosen ? parsed.chosen() : kOk;
 }
 

@@ -2,8 +2,6 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <charconv>
@@ -12,60 +10,25 @@
 
 #include "base/addr.h"
 #include "base/fd.h"
+#include "ctl/dial.h"
 
 namespace nodemesh::ctl {
 namespace {
-
-constexpr size_t kMaxAnswer = 256 << 20;
 
 std::unexpected<Error> unreachable(std::string_view target, std::string_view why) {
   return fail(Reason::CONNECT_FAILED,
               "cannot reach the agent at " + std::string(target) + ": " + std::string(why));
 }
 
-bool wait_for(int fd, short events, Monotonic::time_point until) {
-  for (;;) {
-    auto left = std::chrono::duration_cast<milliseconds>(until - Monotonic::now()).count();
-    if (left <= 0) return false;
-    pollfd poll_fd{fd, events, 0};
-    int ready = ::poll(&poll_fd, 1, static_cast<int>(left));
-    if (ready > 0) return true;
-    if (ready == 0 || errno != EINTR) return false;
-  }
-}
-
-Result<Fd> finish_connect(std::string_view target, Fd fd, const sockaddr* addr, socklen_t length,
-                          Monotonic::time_point until) {
-  if (!fd) return unreachable(target, std::strerror(errno));
-  if (::connect(fd.get(), addr, length) == 0) return fd;
-  if (errno != EINPROGRESS && errno != EAGAIN) return unreachable(target, std::strerror(errno));
-  if (!wait_for(fd.get(), POLLOUT, until)) return unreachable(target, "no answer in time");
-  int error = 0;
-  socklen_t size = sizeof error;
-  ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
-  if (error) return unreachable(target, std::strerror(error));
-  return fd;
-}
-
 Result<Fd> connect_to(std::string_view target, Monotonic::time_point until) {
-  if (target.starts_with("unix:")) {
-    auto path = target.substr(5);
-    sockaddr_un native{.sun_family = AF_UNIX, .sun_path = {}};
-    if (path.empty() || path.size() >= sizeof native.sun_path)
-      return unreachable(target, "the path is too long for a socket");
-    std::memcpy(native.sun_path, path.data(), path.size());
-    Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    return finish_connect(target, std::move(fd), reinterpret_cast<sockaddr*>(&native), sizeof native, until);
-  }
-  std::string numeric(target);
+  bool local = target.starts_with("unix:");
+  std::string numeric(local ? "" : target);
   if (numeric.starts_with("localhost:")) numeric.replace(0, 9, "127.0.0.1");
   auto addr = SockAddr::parse(numeric);
-  if (!addr) return unreachable(target, "it is neither unix:/path nor ip:port");
-  int family = addr->ip.is_v4() ? AF_INET : AF_INET6;
-  sockaddr_storage native;
-  auto length = addr->to_native(native, family);
-  Fd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  return finish_connect(target, std::move(fd), reinterpret_cast<sockaddr*>(&native), length, until);
+  if (!local && !addr) return unreachable(target, "it is neither unix:/path nor ip:port");
+  auto made = local ? dial_unix(std::string(target.substr(5)), until) : dial(*addr, until);
+  if (!made) return unreachable(target, made.error().message);
+  return made;
 }
 
 bool send_all(int fd, std::string_view bytes, Monotonic::time_point until) {
@@ -73,7 +36,7 @@ bool send_all(int fd, std::string_view bytes, Monotonic::time_point until) {
     ssize_t wrote = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
     if (wrote > 0) {
       bytes.remove_prefix(static_cast<size_t>(wrote));
-    } else if (errno != EINTR && (errno != EAGAIN || !wait_for(fd, POLLOUT, until))) {
+    } else if (errno != EINTR && (errno != EAGAIN || !wait_ready(fd, POLLOUT, until))) {
       return false;
     }
   }
@@ -121,16 +84,20 @@ Result<HttpResponse> parse_response(std::string_view bytes, bool at_end) {
   return response;
 }
 
+std::string request_text(std::string_view method, std::string_view path) {
+  std::string request(method);
+  request += " ";
+  request += path;
+  request += " HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+  return request + (method == "POST" ? "content-length: 0\r\n\r\n" : "\r\n");
+}
+
 Result<HttpResponse> http(std::string_view target, std::string_view method, std::string_view path,
                           milliseconds deadline) {
   auto until = Monotonic::now() + deadline;
   auto fd = connect_to(target, until);
   if (!fd) return std::unexpected(fd.error());
-  std::string request(method);
-  request += " ";
-  request += path;
-  request += " HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
-  request += method == "POST" ? "content-length: 0\r\n\r\n" : "\r\n";
+  std::string request = request_text(method, path);
   if (!send_all(fd->get(), request, until)) return unreachable(target, "it does not read the request");
   std::string answer;
   std::vector<char> chunk(64 * 1024);
@@ -138,7 +105,7 @@ Result<HttpResponse> http(std::string_view target, std::string_view method, std:
     ssize_t got = ::recv(fd->get(), chunk.data(), chunk.size(), 0);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) {
-      if (!wait_for(fd->get(), POLLIN, until)) return unreachable(target, "no answer in time");
+      if (!wait_ready(fd->get(), POLLIN, until)) return unreachable(target, "no answer in time");
       continue;
     }
     if (got < 0) return unreachable(target, std::strerror(errno));

@@ -21,6 +21,10 @@ struct HttpResponse {
 Result<HttpResponse> http(std::string_view target, std::string_view method, std::string_view path,
                           milliseconds deadline = seconds(10));
 
+constexpr size_t kMaxAnswer = 256 << 20;
+
+// The request itself, for an agent's admin port; a body is never sent.
+std::string request_text(std::string_view method, std::string_view path);
 // Reads a whole answer, as far as it has come. nullopt-like: an error if malformed, status 0 while
 // incomplete.
 Result<HttpResponse> parse_response(std::string_view bytes, bool at_end);

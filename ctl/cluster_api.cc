@@ -23,14 +23,24 @@ class ApiServer final : public ClusterApi {
                     std::string_view content_type) override {
     kube::ApiRequest request{.verb = verb, .path = path, .content_type = std::string(content_type)};
     if (!body.is_null()) request.body = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    return read(fmt::format("{} {}", kube::verb_name(verb), path), ask(std::move(request)));
+  }
+
+  Result<std::string> text(const std::string& path) override {
+    auto answer = ask({.path = path, .accept = "*/*"});
+    if (answer && answer->ok()) return std::move(answer->body);
+    return fail(read("GET " + path, answer).error);
+  }
+
+ private:
+  Result<kube::ApiAnswer> ask(kube::ApiRequest request) {
     request.timeout = kTimeout;
     std::optional<Result<kube::ApiAnswer>> answer;
     client_.request(std::move(request), [&](Result<kube::ApiAnswer> got) { answer = std::move(got); });
     while (!answer) reactor_.run_once(seconds(1));  // the client ends every call in time
-    return read(fmt::format("{} {}", kube::verb_name(verb), path), *answer);
+    return std::move(*answer);
   }
 
- private:
   ClusterReply read(const std::string& what, const Result<kube::ApiAnswer>& answer) const {
     if (!answer)
       return {0, nullptr, fmt::format("{} at {}: {}", what, client_.access().url(), answer.error().message)};
@@ -64,7 +74,7 @@ Result<std::vector<nlohmann::json>> ClusterApi::list(const std::string& path) {
     std::string page = fmt::format("{}{}limit={}", path, path.find('?') == path.npos ? '?' : '&', kPage);
     if (!next.empty()) page += "&continue=" + kube::percent_encode(next);
     ClusterReply reply = get(page);
-    if (!reply.ok()) return fail(reply.error);
+    if (!reply.ok()) return fail(reply.status == 0 ? Reason::CONNECT_FAILED : Reason::INTERNAL, reply.error);
     auto found = reply.body.find("items");
     if (found == reply.body.end() || !found->is_array())
       return fail("GET " + path + ": the answer is no list");

@@ -31,8 +31,11 @@ class ClusterApi {
   // `path` percent-encoded, with its query; `body` null: none. `content_type` of PATCH says which kind.
   virtual ClusterReply call(kube::Verb verb, const std::string& path, const nlohmann::json& body = nullptr,
                             std::string_view content_type = "application/json") = 0;
+  // An answer that is no JSON: a container's log. Recorded objects have none.
+  virtual Result<std::string> text(const std::string& path) { return fail("GET " + path + ": no text"); }
   ClusterReply get(const std::string& path) { return call(kube::Verb::get, path); }
   // All items below a collection's `path`, in pages of 500. Items of a list have no kind and no apiVersion.
+  // The error is CONNECT_FAILED where the server gave no answer.
   Result<std::vector<nlohmann::json>> list(const std::string& path);
 };
 

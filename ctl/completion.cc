@@ -34,7 +34,9 @@ std::vector<std::string> values_of(const Context& context, std::string_view comm
   if (after == "-o" || after == "--output") return {"table", "json", "yaml", "wide"};
   if (after == "--node") {
     std::vector<std::string> names;
-    for (auto& target : find_targets(context)) names.push_back(target.name);
+    if (auto targets = find_targets(context)) {
+      for (auto& target : targets->list) names.push_back(target.name);
+    }
     return names;
   }
   if (command == "get") return row_kinds();

@@ -1,6 +1,7 @@
 // meshctl: the command line of nodemesh.
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <string_view>
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
     return nodemesh::ctl::node_run(argc - 2, argv + 2);
   }
 #endif
+  ::signal(SIGPIPE, SIG_IGN);  // a connection that broke is an error of its write, OpenSSL's too
   const char* no_color = std::getenv("NO_COLOR");
   bool colour = ::isatty(STDOUT_FILENO) && (!no_color || !*no_color);
   return nodemesh::ctl::run(argc, argv, std::cout, std::cerr, colour);

@@ -1,17 +1,14 @@
 // `meshctl ready URL…`: whether what answers there says that it is ready, at every address that the name has.
-#include <netdb.h>
-#undef NO_ADDRESS  // also the name of a Reason
 #include <poll.h>
 
 #include <algorithm>
-#include <memory>
+#include <charconv>
 #include <optional>
 #include <ostream>
-#include <set>
 
-#include "base/addr.h"
 #include "ctl/client.h"
 #include "ctl/commands.h"
+#include "ctl/dial.h"
 
 namespace nodemesh::ctl {
 namespace {
@@ -19,7 +16,9 @@ namespace {
 constexpr int kBetweenRounds = 500;  // ms
 
 struct Url {
-  std::string host, port, path;
+  std::string host;
+  uint16_t port = 0;
+  std::string path;
 };
 
 // http://HOST:PORT/PATH; nothing else is needed.
@@ -33,23 +32,12 @@ std::optional<Url> parse_url(std::string_view text) {
   if (colon == authority.npos || colon == 0 || colon + 1 == authority.size()) return std::nullopt;
   auto host = authority.substr(0, colon);
   if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  auto digits = authority.substr(colon + 1);
+  uint16_t port = 0;
+  auto [end, bad] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  if (bad != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
   std::string path(text.substr(slash));
-  return Url{std::string(host), std::string(authority.substr(colon + 1)), path.empty() ? "/" : path};
-}
-
-std::set<std::string> addresses_of(const Url& url) {
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_socktype = SOCK_STREAM;
-  std::set<std::string> out;
-  if (::getaddrinfo(url.host.c_str(), url.port.c_str(), &hints, &found) != 0) return out;
-  std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owned(found, &::freeaddrinfo);
-  for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
-    sockaddr_storage native{};
-    std::copy_n(reinterpret_cast<const char*>(one->ai_addr), one->ai_addrlen,
-                reinterpret_cast<char*>(&native));
-    out.insert(SockAddr::from_native(native).to_string());
-  }
-  return out;
+  return Url{std::string(host), port, path.empty() ? "/" : path};
 }
 
 struct Verdict {
@@ -58,9 +46,10 @@ struct Verdict {
 };
 
 Verdict judge(const std::string& text, const Url& url) {
-  auto addresses = addresses_of(url);
+  auto addresses = addresses_of(url.host, url.port);
   if (addresses.empty()) return {kUnreachable, text + ": no address has the name " + url.host};
-  for (const auto& address : addresses) {
+  for (const auto& one : addresses) {
+    auto address = one.to_string();
     auto answer = http(address, "GET", url.path, seconds(5));
     if (!answer) return {kUnreachable, answer.error().message};
     if (answer->status != 200) return {kFailure, address + url.path + " is not ready: " + answer->body};

@@ -1,6 +1,7 @@
 #include "ctl/views.h"
 
 #include <algorithm>
+#include <charconv>
 #include <functional>
 
 #include <nlohmann/json.hpp>
@@ -17,15 +18,34 @@ struct Column {
   bool wide_only = false;
 };
 
+// "~1" stands for a slash in a key, "~0" for a tilde.
+std::string unescaped(std::string_view token) {
+  std::string key;
+  for (size_t i = 0; i < token.size(); ++i) {
+    bool escaped = token[i] == '~' && i + 1 < token.size();
+    key += escaped ? (token[++i] == '1' ? '/' : '~') : token[i];
+  }
+  return key;
+}
+
+// RFC 6901.
 const json* find(const json& row, std::string_view pointer) {
   const json* at = &row;
   while (!pointer.empty()) {
     pointer.remove_prefix(1);
-    auto key = std::string(pointer.substr(0, pointer.find('/')));
-    pointer.remove_prefix(std::min(pointer.size(), key.size()));
-    auto found = at->is_object() ? at->find(key) : at->end();
-    if (!at->is_object() || found == at->end()) return nullptr;
-    at = &*found;
+    auto token = pointer.substr(0, pointer.find('/'));
+    pointer.remove_prefix(token.size());
+    if (at->is_object()) {
+      auto found = at->find(unescaped(token));
+      if (found == at->end()) return nullptr;
+      at = &*found;
+      continue;
+    }
+    size_t index = 0;
+    auto [end, bad] = std::from_chars(token.data(), token.data() + token.size(), index);
+    if (!at->is_array() || bad != std::errc() || end != token.data() + token.size() || index >= at->size())
+      return nullptr;
+    at = &(*at)[index];
   }
   return at;
 }

@@ -21,8 +21,8 @@ std::string plural_kind(std::string_view kind);
 Table rows_table(std::string_view kind, const nlohmann::json& rows, bool wide);
 Table denials_table(const nlohmann::json& denials);
 
-// The value at a JSON pointer as text: strings as they are, arrays joined by commas, "" for what is not
-// there.
+// The value at a JSON pointer (RFC 6901) as text: strings as they are, arrays joined by commas, "" for what
+// is not there.
 std::string text_at(const nlohmann::json& row, std::string_view pointer);
 int64_t number_at(const nlohmann::json& row, std::string_view pointer, int64_t otherwise = 0);
 

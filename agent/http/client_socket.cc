@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <openssl/err.h>
-#include <openssl/x509v3.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -15,12 +13,13 @@
 #include <fmt/format.h>
 
 #include "io/socket.h"
+#include "tls/outgoing.h"
 
 namespace nodemesh::http {
 namespace {
 
 constexpr size_t kMaxRoots = 1 << 20;
-constexpr unsigned char kH2[] = {2, 'h', '2'};
+constexpr std::string_view kH2 = "\x02h2";
 
 Result<std::string> read_file(const std::string& path) {
   Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -40,42 +39,13 @@ Result<std::string> read_file(const std::string& path) {
   return out;
 }
 
-Result<tls::SslCtxPtr> make_context(const ClientTls& settings) {
+Result<tls::SslPtr> make_session(const ClientTls& settings) {
   auto pem = read_file(settings.roots_file);
   if (!pem) return std::unexpected(pem.error());
-  auto roots = tls::parse_certificates(*pem);
-  if (!roots) return fail("roots file " + settings.roots_file + ": " + roots.error().message);
-  if (roots->empty()) return fail("roots file " + settings.roots_file + " holds no PEM certificate");
-  tls::SslCtxPtr ctx(SSL_CTX_new(TLS_client_method()));
-  if (!ctx) return fail("TLS: cannot make a context: " + tls::take_openssl_error());
-  for (const auto& root : *roots) X509_STORE_add_cert(SSL_CTX_get_cert_store(ctx.get()), root.get());
-  // 1.2 for authorities of others: Istio's and cert-manager's accept it, and may be held to it.
-  SSL_CTX_set_min_proto_version(ctx.get(), TLS1_2_VERSION);
-  SSL_CTX_set_security_level(ctx.get(), 2);
-  SSL_CTX_set_options(ctx.get(), SSL_OP_NO_RENEGOTIATION);
-  SSL_CTX_set_mode(ctx.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  SSL_CTX_set_verify(ctx.get(), SSL_VERIFY_PEER, nullptr);
-  SSL_CTX_set_alpn_protos(ctx.get(), kH2, sizeof kH2);
-  return ctx;
-}
-
-Result<tls::SslPtr> make_session(const ClientTls& settings) {
-  auto ctx = make_context(settings);
-  if (!ctx) return std::unexpected(ctx.error());
-  tls::SslPtr ssl(SSL_new(ctx->get()));
-  if (!ssl) return fail("TLS: " + tls::take_openssl_error());
-  X509_VERIFY_PARAM* expected = SSL_get0_param(ssl.get());
-  bool ok = false;
-  if (Addr::parse(settings.server_name)) {
-    ok = X509_VERIFY_PARAM_set1_ip_asc(expected, settings.server_name.c_str()) == 1;
-  } else {
-    X509_VERIFY_PARAM_set_hostflags(expected, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-    ok = !settings.server_name.empty() && SSL_set1_host(ssl.get(), settings.server_name.c_str()) == 1 &&
-         SSL_set_tlsext_host_name(ssl.get(), settings.server_name.c_str()) == 1;
-  }
-  if (!ok) return fail("TLS: \"" + settings.server_name + "\" is no name that a server can have");
-  SSL_set_connect_state(ssl.get());
-  return ssl;
+  return tls::outgoing_ssl({.server_name = settings.server_name,
+                            .roots = *pem,
+                            .roots_name = "roots file " + settings.roots_file,
+                            .alpn = kH2});
 }
 
 std::string why_untrusted(SSL* ssl, const ClientTls& settings, const std::string& otherwise) {
@@ -229,10 +199,7 @@ void ClientSocket::advance_handshake() {
   if (state == tls::Stream::State::failed)
     return lose("TLS: " + why_untrusted(tls_->ssl(), *target_.tls, tls_->last_error()));
   if (state != tls::Stream::State::ok || !flushed) return lose("TLS: the server ended the handshake");
-  const unsigned char* protocol = nullptr;
-  unsigned int size = 0;
-  SSL_get0_alpn_selected(tls_->ssl(), &protocol, &size);
-  if (std::string_view(reinterpret_cast<const char*>(protocol), size) != "h2")
+  if (tls::agreed_protocol(tls_->ssl()) != "h2")
     return lose("TLS: the server does not speak HTTP/2 (ALPN h2)");
   state_ = State::open;
   owner_.on_open();

@@ -256,8 +256,12 @@ Result<std::string> Material::read(std::string_view what) const {
 }
 
 std::string Access::url() const {
+  return "https://" + authority() + path_prefix;
+}
+
+std::string Access::authority() const {
   bool bracket = host.find(':') != host.npos;
-  return fmt::format("https://{}{}{}:{}{}", bracket ? "[" : "", host, bracket ? "]" : "", port, path_prefix);
+  return fmt::format("{}{}{}:{}", bracket ? "[" : "", host, bracket ? "]" : "", port);
 }
 
 Result<Access> in_cluster_access(const AccessPlaces& places) {

@@ -36,6 +36,7 @@ struct Access {
   std::string origin;  // "kubeconfig /root/.kube/config, context kind", for messages
 
   std::string url() const;
+  std::string authority() const;  // host:port, as HTTP's Host has it
 };
 
 // The environment and the file system as a parameter.

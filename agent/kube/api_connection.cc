@@ -2,7 +2,6 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <openssl/x509v3.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -13,13 +12,13 @@
 #include <fmt/format.h>
 
 #include "io/socket.h"
+#include "tls/outgoing.h"
 
 namespace nodemesh::kube {
 namespace {
 
 // A list page or an event passes through without being held, so the window may be wide.
 constexpr http::H2Limits kLimits{.stream_window = 1 << 20};
-constexpr unsigned char kAlpn[] = "\x02h2\x08http/1.1";
 constexpr size_t kMostStreams = 500;
 constexpr int kReadsPerTurn = 16;
 
@@ -44,83 +43,35 @@ std::optional<seconds> parse_retry_after(std::string_view text) {
   return seconds(std::min<uint32_t>(value, 3600));
 }
 
-Result<> set_roots(SSL_CTX* context, const Access& access) {
-  if (access.roots.empty()) {
-    SSL_CTX_set_default_verify_paths(context);
-    return {};
-  }
-  auto pem = access.roots.read("the API server's root certificates");
-  if (!pem) return std::unexpected(pem.error());
-  auto roots = tls::parse_certificates(*pem);
-  if (!roots) return fail("the API server's root certificates: " + roots.error().message);
-  if (roots->empty()) return fail("the API server's root certificates: no certificate in " + access.origin);
-  for (const auto& root : *roots) X509_STORE_add_cert(SSL_CTX_get_cert_store(context), root.get());
-  return {};
+}  // namespace
+
+Result<tls::SslPtr> make_api_ssl(const Access& access, std::string_view alpn) {
+  auto roots = access.roots.read("the API server's root certificates");
+  if (!roots) return std::unexpected(roots.error());
+  auto certificate = access.certificate.read("client certificate");
+  if (!certificate) return std::unexpected(certificate.error());
+  auto key = access.key.read("client key");
+  if (!key) return std::unexpected(key.error());
+  if (!access.certificate.empty() && certificate->empty())
+    return fail("client certificate: no certificate in " + access.origin);
+  return tls::outgoing_ssl({.server_name = access.server_name,
+                            .roots = *roots,
+                            .roots_name = "the API server's root certificates: " + access.origin,
+                            .system_roots = access.roots.empty(),
+                            .certificate = *certificate,
+                            .key = *key,
+                            .client_name = access.origin,
+                            .alpn = alpn});
 }
 
-Result<> set_client_certificate(SSL_CTX* context, const Access& access) {
-  if (access.certificate.empty()) return {};
-  auto pem = access.certificate.read("client certificate");
-  if (!pem) return std::unexpected(pem.error());
-  auto chain = tls::parse_certificates(*pem);
-  if (!chain) return fail("client certificate: " + chain.error().message);
-  if (chain->empty()) return fail("client certificate: no certificate in " + access.origin);
-  auto key_pem = access.key.read("client key");
-  if (!key_pem) return std::unexpected(key_pem.error());
-  auto key = tls::parse_private_key(*key_pem);
-  if (!key) return fail("client key: " + key.error().message);
-  SSL_CTX_use_certificate(context, chain->front().get());
-  for (size_t i = 1; i < chain->size(); ++i) SSL_CTX_add1_chain_cert(context, (*chain)[i].get());
-  if (SSL_CTX_use_PrivateKey(context, key->get()) != 1 || SSL_CTX_check_private_key(context) != 1)
-    return fail("client key: it is not the certificate's: " + tls::take_openssl_error());
-  return {};
-}
-
-Result<> set_expected_name(SSL* ssl, const std::string& name) {
-  auto* parameters = SSL_get0_param(ssl);
-  if (Addr::parse(name)) {
-    if (X509_VERIFY_PARAM_set1_ip_asc(parameters, name.c_str()) != 1)
-      return fail("the API server's address cannot be verified: " + name);
-    return {};
-  }
-  X509_VERIFY_PARAM_set_hostflags(parameters,
-                                  X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
-  if (X509_VERIFY_PARAM_set1_host(parameters, name.c_str(), 0) != 1 ||
-      SSL_set_tlsext_host_name(ssl, name.c_str()) != 1)
-    return fail("the API server's name cannot be verified: " + name);
-  return {};
-}
-
-// What a person needs to know of a handshake that failed.
-std::string handshake_failure(const tls::Stream& stream, const Access& access) {
-  long verdict = SSL_get_verify_result(stream.ssl());
-  if (verdict == X509_V_OK) return "TLS: " + stream.last_error();
+std::string api_server_refused(SSL* ssl, const Access& access) {
+  long verdict = SSL_get_verify_result(ssl);
+  if (verdict == X509_V_OK) return {};
   std::string text =
       fmt::format("TLS: its certificate is not accepted: {}", X509_verify_cert_error_string(verdict));
   bool name = verdict == X509_V_ERR_HOSTNAME_MISMATCH || verdict == X509_V_ERR_IP_ADDRESS_MISMATCH;
   if (name) return text + fmt::format(" (it must be for {}); fix: set tls-server-name", access.server_name);
   return text + fmt::format("; fix: correct the root certificates in {}", access.origin);
-}
-
-}  // namespace
-
-Result<tls::SslPtr> make_api_ssl(const Access& access) {
-  tls::SslCtxPtr context(SSL_CTX_new(TLS_client_method()));
-  if (!context) return fail("TLS: " + tls::take_openssl_error());
-  SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
-  // tls::Stream expects the first; its handshakes are too rare for sessions to matter.
-  SSL_CTX_set_mode(context.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  SSL_CTX_set_session_cache_mode(context.get(), SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_options(context.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
-  SSL_CTX_set_alpn_protos(context.get(), kAlpn, sizeof kAlpn - 1);
-  SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
-  if (auto set = set_roots(context.get(), access); !set) return std::unexpected(set.error());
-  if (auto set = set_client_certificate(context.get(), access); !set) return std::unexpected(set.error());
-  tls::SslPtr ssl(SSL_new(context.get()));
-  if (!ssl) return fail("TLS: " + tls::take_openssl_error());
-  if (auto set = set_expected_name(ssl.get(), access.server_name); !set) return std::unexpected(set.error());
-  SSL_set_connect_state(ssl.get());
-  return ssl;
 }
 
 void ApiExchange::on_headers(const http::HeaderBlock& headers, bool) {
@@ -250,8 +201,11 @@ void ApiConnection::connected() {
 
 void ApiConnection::shake_hands() {
   auto state = stream_->handshake();
-  std::string why = state == tls::Stream::State::failed ? handshake_failure(*stream_, access_)
-                                                        : "TLS: the server closed the connection";
+  std::string why = "TLS: the server closed the connection";
+  if (state == tls::Stream::State::failed) {
+    why = api_server_refused(stream_->ssl(), access_);
+    if (why.empty()) why = "TLS: " + stream_->last_error();
+  }
   bool sent = stream_->flush();
   if (state == tls::Stream::State::ok && sent) return opened();
   if (state == tls::Stream::State::want && sent) return;
@@ -259,12 +213,9 @@ void ApiConnection::shake_hands() {
 }
 
 void ApiConnection::opened() {
-  const unsigned char* name = nullptr;
-  unsigned int size = 0;
-  SSL_get0_alpn_selected(stream_->ssl(), &name, &size);
   state_ = State::open;
   last_contact_ = reactor_.now();
-  if (std::string_view(reinterpret_cast<const char*>(name), size) == "h2") {
+  if (tls::agreed_protocol(stream_->ssl()) == "h2") {
     timer_.cancel();
     session_ = std::make_unique<http::H2Session>(http::H2Session::Role::client,
                                                  static_cast<http::H2SessionOwner&>(*this), kLimits);
@@ -281,11 +232,6 @@ bool ApiConnection::has_room() const {
   return session_->open_streams() < std::min<size_t>(session_->peer_max_streams(), kMostStreams);
 }
 
-std::string ApiConnection::authority() const {
-  bool bracket = access_.host.find(':') != std::string::npos;
-  return fmt::format("{}{}{}:{}", bracket ? "[" : "", access_.host, bracket ? "]" : "", access_.port);
-}
-
 void ApiConnection::send(ApiExchange& exchange) {
   const auto& request = exchange.request;
   exchange.connection = this;
@@ -294,7 +240,7 @@ void ApiConnection::send(ApiExchange& exchange) {
   std::string length = std::to_string(request.body.size()), path = access_.path_prefix + request.path;
   bool has_body = !request.body.empty() || request.verb == Verb::post || request.verb == Verb::put;
   if (session_) {
-    std::string to = authority();
+    std::string to = access_.authority();
     std::vector<http::HeaderField> fields = {{":method", verb_name(request.verb)},
                                              {":scheme", "https"},
                                              {":authority", to},
@@ -313,7 +259,7 @@ void ApiConnection::send(ApiExchange& exchange) {
   current_ = &exchange;
   response_ = std::make_unique<H1Response>(static_cast<H1Response::Reader&>(exchange));
   std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: {}\r\nAccept: {}\r\nUser-Agent: nodemesh\r\n",
-                                 verb_name(request.verb), path, authority(), request.accept);
+                                 verb_name(request.verb), path, access_.authority(), request.accept);
   if (!bearer.empty()) text += "Authorization: " + bearer + "\r\n";
   if (has_body)
     text += fmt::format("Content-Type: {}\r\nContent-Length: {}\r\n", request.content_type, length);

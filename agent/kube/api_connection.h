@@ -21,9 +21,11 @@
 
 namespace nodemesh::kube {
 
-// A TLS client for `access` in OpenSSL's default context (API servers have RSA keys too, which the agents'
-// slim library does not): its files are read now, the server's certificate must be for access.server_name.
-Result<tls::SslPtr> make_api_ssl(const Access& access);
+// A TLS client for `access`: its files are read now, the server's certificate must be for
+// access.server_name. `alpn` as tls::OutgoingTls has it.
+Result<tls::SslPtr> make_api_ssl(const Access& access, std::string_view alpn = "\x02h2\x08http/1.1");
+// What a person needs to know where the server's certificate was refused; empty where it was not.
+std::string api_server_refused(SSL* ssl, const Access& access);
 
 class ApiConnection;
 
@@ -125,7 +127,6 @@ class ApiConnection final : private io::EventHandler, private http::H2SessionOwn
   void detach(ApiExchange& exchange);
   void close(std::string why);
   void close_later(std::string why);
-  std::string authority() const;
 
   io::Reactor& reactor_;
   io::Buffers& buffers_;
