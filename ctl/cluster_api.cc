@@ -23,14 +23,25 @@ class ApiServer final : public ClusterApi {
                     std::string_view content_type) override {
     kube::ApiRequest request{.verb = verb, .path = path, .content_type = std::string(content_type)};
     if (!body.is_null()) request.body = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    request.timeout = kTimeout;
-    std::optional<Result<kube::ApiAnswer>> answer;
-    client_.request(std::move(request), [&](Result<kube::ApiAnswer> got) { answer = std::move(got); });
-    while (!answer) reactor_.run_once(seconds(1));  // the client ends every call in time
-    return read(fmt::format("{} {}", kube::verb_name(verb), path), *answer);
+    return send(std::move(request));
+  }
+
+  ClusterReply get_metadata(const std::string& path) override {
+    return send({.verb = kube::Verb::get,
+                 .path = path,
+                 .accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"});
   }
 
  private:
+  ClusterReply send(kube::ApiRequest request) {
+    request.timeout = kTimeout;
+    std::string what = fmt::format("{} {}", kube::verb_name(request.verb), request.path);
+    std::optional<Result<kube::ApiAnswer>> answer;
+    client_.request(std::move(request), [&](Result<kube::ApiAnswer> got) { answer = std::move(got); });
+    while (!answer) reactor_.run_once(seconds(1));  // the client ends every call in time
+    return read(what, *answer);
+  }
+
   ClusterReply read(const std::string& what, const Result<kube::ApiAnswer>& answer) const {
     if (!answer)
       return {0, nullptr, fmt::format("{} at {}: {}", what, client_.access().url(), answer.error().message)};

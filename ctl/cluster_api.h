@@ -32,6 +32,8 @@ class ClusterApi {
   virtual ClusterReply call(kube::Verb verb, const std::string& path, const nlohmann::json& body = nullptr,
                             std::string_view content_type = "application/json") = 0;
   ClusterReply get(const std::string& path) { return call(kube::Verb::get, path); }
+  // The object's metadata alone, managedFields among them: of a Secret the names of its keys and no value.
+  virtual ClusterReply get_metadata(const std::string& path) { return get(path); }
   // All items below a collection's `path`, in pages of 500. Items of a list have no kind and no apiVersion.
   Result<std::vector<nlohmann::json>> list(const std::string& path);
 };
