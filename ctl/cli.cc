@@ -62,8 +62,8 @@ CLI::App* add_command(CLI::App& parent, const char* name, const char* text) {
 
 // What the user typed, bound while parsing; `chosen` is the command to run after it.
 struct Parsed {
-  std::string kind, component, level, duration, shell;
-  bool client_only = false;
+  std::string kind, component, level, duration, shell, explain;
+  bool client_only = false, pre = false;
   EnrolOptions enrol;
   SysdumpOptions sysdump;
   int wait_seconds = 0;
@@ -146,6 +146,13 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   add_enrolment(app, context, parsed, true);
   add_enrolment(app, context, parsed, false);
   add_sysdump(app, context, parsed);
+  auto* check_command =
+      add_command(app, "check", "what is wrong with a cluster and with nodemesh on it, and what to do");
+  check_command->add_flag("--pre", parsed.pre, "before an installation: whether it can work here");
+  check_command->add_option("--explain", parsed.explain, "say what a check means; all: every one")
+      ->type_name("ID");
+  check_command->callback(
+      [&] { parsed.chosen = [&] { return check(context, parsed.pre, parsed.explain); }; });
 
   auto* ready_command =
       add_command(app, "ready", "whether health ports say ready, at all addresses of a name");

@@ -23,7 +23,13 @@ class ApiServer final : public ClusterApi {
                     std::string_view content_type) override {
     kube::ApiRequest request{.verb = verb, .path = path, .content_type = std::string(content_type)};
     if (!body.is_null()) request.body = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    return read(fmt::format("{} {}", kube::verb_name(verb), path), ask(std::move(request)));
+    return send(std::move(request));
+  }
+
+  ClusterReply get_metadata(const std::string& path) override {
+    return send({.verb = kube::Verb::get,
+                 .path = path,
+                 .accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"});
   }
 
   Result<std::string> text(const std::string& path) override {
@@ -33,6 +39,11 @@ class ApiServer final : public ClusterApi {
   }
 
  private:
+  ClusterReply send(kube::ApiRequest request) {
+    std::string what = fmt::format("{} {}", kube::verb_name(request.verb), request.path);
+    return read(what, ask(std::move(request)));
+  }
+
   Result<kube::ApiAnswer> ask(kube::ApiRequest request) {
     request.timeout = kTimeout;
     std::optional<Result<kube::ApiAnswer>> answer;

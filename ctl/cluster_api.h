@@ -34,6 +34,8 @@ class ClusterApi {
   // An answer that is no JSON: a container's log. Recorded objects have none.
   virtual Result<std::string> text(const std::string& path) { return fail("GET " + path + ": no text"); }
   ClusterReply get(const std::string& path) { return call(kube::Verb::get, path); }
+  // The object's metadata alone, managedFields among them: of a Secret the names of its keys and no value.
+  virtual ClusterReply get_metadata(const std::string& path) { return get(path); }
   // All items below a collection's `path`, in pages of 500. Items of a list have no kind and no apiVersion.
   // The error is CONNECT_FAILED where the server gave no answer.
   Result<std::vector<nlohmann::json>> list(const std::string& path);

@@ -20,6 +20,9 @@ int log_get(Context& context);
 int log_set(Context& context, const std::string& component, const std::string& level,
             const std::string& duration);
 int version(Context& context, bool client_only);
+// Looks at the cluster, before an installation (`pre`) or after it, and says what is wrong and what to do.
+// `explain`: one check's id, or "all" for docs/checks.md, and nothing is looked at.
+int check(Context& context, bool pre, const std::string& explain);
 // Asks every address of every URL (http://HOST:PORT/PATH) until all answer 200, at most `wait_seconds`. For
 // `helm test`, whose image has no other program.
 int ready(Context& context, const std::vector<std::string>& urls, int wait_seconds);
