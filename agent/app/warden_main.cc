@@ -56,7 +56,8 @@ kernel::CaptureOptions capture_options(const WardenConfig& config) {
           .kubelet_cgroup = config.kubelet_cgroup,
           .pin_dir = config.bpf_dir,
           .fail_open = config.fail_open,
-          .strict = config.strict};
+          .strict = config.strict,
+          .attach_late = !config.strict};  // which would rather refuse than miss one connection
 }
 
 // Everything that can be said without changing anything.
@@ -184,12 +185,21 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
   Ending ending(reactor, warden, **source, !config.daemonset.empty());
   StopSignals signals(reactor, [&] { ending.begin(); });
   if (auto ok = signals.start(); !ok) return ok;
-  if (auto ok = (*source)->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
-    return ok;
+  Result<> attached;
+  auto on_pods = [&](warden::LocalPods pods) {
+    warden.set_pods(std::move(pods));
+    if (capture.attached() || !attached) return;
+    attached = capture.attach();
+    if (!attached) return reactor.stop();
+    log::info(log::Component::warden, "this node is captured from now on");
+  };
+  if (auto ok = (*source)->start(std::move(on_pods)); !ok) return ok;
+  if (!attached) return attached;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
             {{"node", config.node},
              {"config", config.source.folder.empty() ? "the API server" : config.source.folder}});
   reactor.run();
+  if (!attached) return attached;
   config.clean_exit = config.clean_exit || ending.removed();
   if (config.clean_exit) warden.leave_pods();
   return {};
@@ -259,7 +269,7 @@ int run_warden(WardenConfig config) {
   io::Reactor reactor;
   auto capture = kernel::Capture::open(capture_options(config));
   if (!capture) return cannot_start(capture.error().message);
-  bool fresh = !(*capture)->adopted();
+  const bool fresh = !(*capture)->adopted() || !(*capture)->attached();
   auto served = serve(config, reactor, **capture);
   // A first start that failed must not leave pods captured by programs that nobody serves.
   if ((served && config.clean_exit) || (!served && fresh)) {

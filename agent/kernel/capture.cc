@@ -32,6 +32,7 @@ namespace nodemesh::kernel {
 struct Capture::State {
   Pins pins;
   bool adopted = false;
+  std::optional<Programs> waiting;  // for attach()
   Fd kubepods;
   Fd kubelet;  // none: no probes
   uint64_t kubepods_id = 0;
@@ -44,6 +45,7 @@ struct Capture::State {
   Map& map(const char* name) { return maps.at(name); }
   Result<> open_cgroups(const CaptureOptions& options);
   Result<> open_maps();
+  bool in_force() const;
   Result<> attach(const Programs& programs);
   Result<> adopt_steering();
   // The kernel's entry, or zeros.
@@ -117,6 +119,12 @@ Result<> Capture::State::open_maps() {
   return {};
 }
 
+// Whether an earlier process has attached any of the hooks.
+bool Capture::State::in_force() const {
+  return std::ranges::any_of(
+      kHooks, [&](const Hook& hook) { return ::access(pins.link(hook.name).c_str(), F_OK) == 0; });
+}
+
 Result<> Capture::State::attach(const Programs& programs) {
   for (size_t i = 0; i < kHookCount; i++) {
     const Hook& hook = kHooks[i];
@@ -179,7 +187,10 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
     if (auto done = s.write_config(); !done) return done;
     for (const Pins& other : others)
       if (auto done = s.pins.take_over(other); !done) return done;
-    if (auto done = s.attach(*programs); !done) return done;
+    if (options.attach_late && !s.in_force())
+      s.waiting = std::move(*programs);
+    else if (auto done = s.attach(*programs); !done)
+      return done;
     return s.adopt_steering();
   };
   if (auto started = start(); !started) {
@@ -194,6 +205,15 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
 
 bool Capture::adopted() const {
   return state_->adopted;
+}
+
+bool Capture::attached() const {
+  return !state_->waiting;
+}
+
+Result<> Capture::attach() {
+  auto programs = std::exchange(state_->waiting, std::nullopt);
+  return programs ? state_->attach(*programs) : Result<>();
 }
 
 Result<> Capture::beat() {

@@ -119,7 +119,7 @@ void Control::reconfigure() {
   for (auto& worker : workers_) {
     worker->post([&to = *worker, snapshot = snapshot_]() mutable { to.set_snapshot(std::move(snapshot)); });
   }
-  for (auto& [cookie, announced] : pods_) open_when_known(announced);
+  open_known();
   want_identities();
   log::info(log::Component::config, "configuration in force",
             {{"generation", snapshot_->generation()},
@@ -196,8 +196,12 @@ void Control::store_keys() {
   keys_kept_ = true;
 }
 
+void Control::ask_kernel_stats() {
+  if (link_.want_kernel_stats()) ++stats_owed_;
+}
+
 void Control::tick() {
-  link_.want_kernel_stats();
+  ask_kernel_stats();
   watch_workers();
   renew_ticket_keys();
   if (drained_) ask_open();
@@ -295,6 +299,14 @@ void Control::open_when_known(Announced& announced) {
   if (pods_known_ && snapshot_->generation() > 0) open(announced);
 }
 
+void Control::open_known() {
+  if (!pods_known_ || snapshot_->generation() == 0) return;
+  for (auto& [cookie, announced] : pods_) open(announced);
+  if (taken_up_ || taken_up_after_ > 0) return;
+  ask_kernel_stats();
+  taken_up_after_ = stats_owed_;
+}
+
 void Control::open(Announced& announced) {
   warden::PodListeners listeners = std::exchange(announced.waiting, {});
   const warden::Pod& pod = announced.pod;
@@ -349,15 +361,18 @@ void Control::pod_closed(size_t, uint64_t cookie) {
 void Control::on_kernel_stats(const warden::KernelStats& stats) {
   metrics_.set_kernel(std::span(stats.drops).first(NM_REASON_COUNT),
                       std::span(stats.counters).first(NM_COUNT_COUNTERS));
+  if (stats_owed_ > 0) --stats_owed_;
+  if (taken_up_after_ > 0 && --taken_up_after_ == 0) taken_up_ = true;
 }
 
 void Control::on_snapshot_sent() {
   pods_known_ = true;
-  for (auto& [cookie, announced] : pods_) open_when_known(announced);
+  open_known();
   keys_due_.schedule(reactor_);
 }
 
 void Control::on_warden_closed(const Error& why) {
+  stats_owed_ = taken_up_after_ = 0;
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
@@ -370,6 +385,7 @@ std::vector<std::string> Control::not_ready() const {
     if (source_ != nullptr) std::ranges::copy(source_->troubles(), std::back_inserter(reasons));
   }
   if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
+  if (pods_known_ && !taken_up_) reasons.push_back("the warden has not heard yet that all pods are taken up");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {
     if (status.serial.empty())

@@ -102,6 +102,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_warden_closed(const Error& why) override;
 
   void open_when_known(Announced& announced);
+  void open_known();
   void open(Announced& announced);
   void reconfigure();
   void give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Reason reason);
@@ -115,6 +116,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void ask_open();
   void expire_series();
   void watch_workers();
+  void ask_kernel_stats();
   size_t rejected() const;
 
   io::Reactor& reactor_;
@@ -137,6 +139,9 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::map<uint64_t, Announced> pods_;
   SocketOrders orders_;
   bool pods_known_ = false, keys_kept_ = false;
+  // The warden answers in order: with that to a question asked after all pods were taken up, they are.
+  bool taken_up_ = false;
+  uint32_t stats_owed_ = 0, taken_up_after_ = 0;
   uint64_t ticks_ = 0;
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
   io::Deferred keys_due_;  // the warden is to get what is new, once for all news of a turn

@@ -102,6 +102,7 @@ class Warden final : private ProxyChannelEvents {
   // pods (warden_pods.cc)
   void reconcile();
   void reconcile_pod(LocalPod& pod);
+  void spare_running_pods();
   void follow_cgroup(LocalPod& pod, bool enrolled);
   Result<> find_namespace(LocalPod& pod);
   Result<FoundNamespace> open_namespace(const LocalPod& pod) const;

@@ -86,7 +86,9 @@ void Warden::complain(LocalPod& pod, const std::string& why, log::Level level) {
   if (pod.complaint == why) return;
   pod.complaint = why;
   if (why.empty()) return;
-  log::write(log::Component::warden, level, "pod cannot be enrolled and is denied until it can",
+  log::write(log::Component::warden, level,
+             pod.live ? "pod cannot be enrolled and stays outside the mesh until it can"
+                      : "pod cannot be enrolled and is denied until it can",
              {{"pod", name_of(*pod.wanted)}, {"reason", why}});
 }
 
@@ -126,11 +128,21 @@ void Warden::set_pods(LocalPods pods) {
     forget(entry->second);
     entry = pods_.erase(entry);
   }
+  if (!capture_.attached()) spare_running_pods();
   reconcile();
   finish_snapshots();
   if (!first) return;
   for (auto& proxy : proxies_) {
     if (proxy->phase == Proxy::Phase::ready) join(*proxy);
+  }
+}
+
+// Before this node is captured: what runs here ran outside the mesh until now, and goes on so until the proxy
+// is ready for it.
+void Warden::spare_running_pods() {
+  for (auto& [uid, pod] : pods_) {
+    auto cgroup = find_pod_cgroup(options_.kubepods, uid);
+    if (cgroup && has_processes(cgroup->path)) follow_cgroup(pod, false);
   }
 }
 
