@@ -22,6 +22,7 @@ struct WardenConfig {
   std::string host_cgroup = "/sys/fs/cgroup";
   std::string proxy_cgroup;
   std::string own_pod;         // its cgroup2 directory; found, not told
+  std::string own_cgroup;      // so too, where the proxy's was not told
   std::string kubelet_cgroup;  // may be empty
   std::string proc = "/proc";
   bool fail_open = false;

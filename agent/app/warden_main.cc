@@ -156,6 +156,27 @@ uint64_t generation_now() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
+// The cgroup2 directory of the proxy's container in our own pod; empty: none runs.
+std::string find_proxy(const warden::HostProcesses& host, const WardenConfig& config) {
+  auto path = warden::find_user_in(host, config.host_cgroup, config.own_pod.substr(config.host_cgroup.size()),
+                                   config.proxy_uid);
+  return path.empty() ? "" : config.host_cgroup + path;
+}
+
+warden::WardenOptions warden_options(const WardenConfig& config) {
+  warden::WardenOptions options{.kubepods = config.kubepods,
+                                .proxy_cgroup = config.proxy_cgroup,
+                                .own_cgroup = config.own_cgroup,
+                                .proc = config.proc,
+                                .max_workers = config.workers,
+                                .generation = generation_now(),
+                                .fail_open = config.fail_open,
+                                .strict = config.strict};
+  if (!config.own_cgroup.empty())
+    options.find_proxy = [&config] { return find_proxy(warden::HostProcesses(config.proc), config); };
+  return options;
+}
+
 Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture) {
   // Else we could not ask who the pods are, ourselves among them.
   if (!config.own_pod.empty()) {
@@ -165,14 +186,7 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
   }
   auto opener = warden::Opener::start(reactor, config.proxy_cgroup);
   if (!opener) return std::unexpected(std::move(opener.error()));
-  warden::Warden warden(reactor, capture, **opener,
-                        {.kubepods = config.kubepods,
-                         .proxy_cgroup = config.proxy_cgroup,
-                         .proc = config.proc,
-                         .max_workers = config.workers,
-                         .generation = generation_now(),
-                         .fail_open = config.fail_open,
-                         .strict = config.strict});
+  warden::Warden warden(reactor, capture, **opener, warden_options(config));
   // Before any pod is touched: its path may be in use.
   auto channel = warden::ChannelListener::create(
       reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
@@ -206,16 +220,14 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
 }
 
 // The proxy's container may start after ours.
-Result<std::string> wait_for_proxy(const warden::HostProcesses& host, const WardenConfig& config,
-                                   const std::string& pod) {
+Result<std::string> wait_for_proxy(const warden::HostProcesses& host, const WardenConfig& config) {
   for (auto until = Monotonic::now() + kProxyStart; Monotonic::now() < until; ::poll(nullptr, 0, 100)) {
-    auto path = warden::find_user_in(host, config.host_cgroup, pod, config.proxy_uid);
-    if (!path.empty()) return config.host_cgroup + path;
+    if (auto found = find_proxy(host, config); !found.empty()) return found;
   }
   return fail(
       fmt::format("no process of user {} runs in our pod, cgroup {}: does it have the proxy's "
                   "container? Else name the proxy's cgroup with --proxy-cgroup",
-                  config.proxy_uid, pod));
+                  config.proxy_uid, config.own_pod));
 }
 
 // Where things are in the host's cgroup2 tree, as far as the command line does not say: from our own pod's
@@ -245,8 +257,9 @@ Result<> find_places(const warden::HostProcesses& host, WardenConfig& config) {
       config.kubelet_cgroup = config.host_cgroup + kubelet;
   }
   if (!config.proxy_cgroup.empty()) return {};
-  auto proxy = wait_for_proxy(host, config, pod);
+  auto proxy = wait_for_proxy(host, config);
   if (!proxy) return std::unexpected(std::move(proxy.error()));
+  config.own_cgroup = config.host_cgroup + std::string(own);
   config.proxy_cgroup = std::move(*proxy);
   return {};
 }

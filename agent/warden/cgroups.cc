@@ -89,6 +89,17 @@ bool has_processes(const std::string& cgroup) {
   return true;
 }
 
+bool has_others(const std::string& cgroup, int pid) {
+  struct stat directory{};
+  std::ifstream procs(cgroup + "/cgroup.procs");
+  if (!procs) return ::stat(cgroup.c_str(), &directory) == 0;
+  // Processes outside of our pid namespace are all 0.
+  for (int other = 0; procs >> other;) {
+    if (other != pid) return true;
+  }
+  return false;
+}
+
 std::string pod_above(std::string_view process_cgroup) {
   return kubepods_above(process_cgroup).empty() ? "" : std::string(innermost_pod(process_cgroup));
 }

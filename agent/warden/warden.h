@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,8 +28,12 @@
 namespace nodemesh::warden {
 
 struct WardenOptions {
-  std::string kubepods;        // cgroup2 directory
-  std::string proxy_cgroup;    // cgroup2 directory of proxy and opener
+  std::string kubepods;      // cgroup2 directory
+  std::string proxy_cgroup;  // cgroup2 directory of proxy and opener
+  // Looks for that directory anew: a container that comes back has another. Empty result: there is none now.
+  // Empty function: it never changes.
+  std::function<std::string()> find_proxy;
+  std::string own_cgroup;      // cgroup2 directory of this process; needed with find_proxy
   std::string proc = "/proc";  // the host's procfs; its sys/net may be written
   uint32_t max_workers = kMaxWorkers;
   uint64_t generation = 1;
@@ -151,6 +156,8 @@ class Warden final : private ProxyChannelEvents {
   bool has_serving_proxy() const;
   void join(Proxy& proxy);
   void announce_to_draining();
+  void follow_proxy();
+  void leave_dead_proxy();
 
   template <class Message>
   void tell_all(const Message& message) {
@@ -170,6 +177,9 @@ class Warden final : private ProxyChannelEvents {
   // Nothing gets into them until their pod is back, opts out, or they are dead.
   std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
+  std::string proxy_cgroup_;
+  bool proxy_moved_ = false;  // perhaps
+  Monotonic::time_point looked_{};
   bool released_ = false;  // pods left the mesh for good
   uint64_t next_proxy_id_ = 1;
   uint32_t workers_ = 0;  // of the proxies that serve, or of the last that did; 0 before the first

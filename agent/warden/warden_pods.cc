@@ -39,6 +39,8 @@ Warden::Warden(io::Reactor& reactor, kernel::Capture& capture, Opener& opener, W
       processes_(options_.proc),
       poll_([this] {
         poll_.arm(reactor_, kPoll);
+        follow_proxy();
+        leave_dead_proxy();
         reconcile();
       }),
       beat_([this] {
@@ -63,7 +65,8 @@ Result<> Warden::start() {
   auto own = own_netns_cookie();
   if (!own) return std::unexpected(std::move(own.error()));
   own_cookie_ = *own;
-  auto agent = kernel::cgroup_id(options_.proxy_cgroup);
+  proxy_cgroup_ = options_.proxy_cgroup;
+  auto agent = kernel::cgroup_id(proxy_cgroup_);
   if (!agent) return std::unexpected(std::move(agent.error()));
   for (uint64_t id : capture_.agents()) {
     if (id != *agent) check(capture_.remove_agent(id), "old agent cgroup");

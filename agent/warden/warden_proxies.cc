@@ -18,10 +18,11 @@
 namespace nodemesh::warden {
 namespace {
 
-constexpr size_t kMaxProxies = 8;       // generations that drain, and then some
-constexpr size_t kMaxReturned = 1024;   // pods per node are fewer
-constexpr size_t kMaxLag = 256;         // messages a proxy may leave unread before its wishes are refused
-constexpr uint32_t kMaxOrdered = 4096;  // sockets on their way to one proxy
+constexpr size_t kMaxProxies = 8;        // generations that drain, and then some
+constexpr size_t kMaxReturned = 1024;    // pods per node are fewer
+constexpr size_t kMaxLag = 256;          // messages a proxy may leave unread before its wishes are refused
+constexpr uint32_t kMaxOrdered = 4096;   // sockets on their way to one proxy
+constexpr auto kLookAgain = seconds(1);  // for the proxy's cgroup: it reads much
 constexpr off_t kMaxKeys = 16 << 20;
 constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
@@ -159,6 +160,35 @@ void Warden::on_hello(Proxy& proxy, const Hello& hello) {
   }
   proxy.workers = hello.workers;
   proxy.phase = Proxy::Phase::returning;
+  proxy_moved_ = true;
+  follow_proxy();
+}
+
+// A proxy whose container was made anew is in another cgroup: the kernel must know its sockets by that one,
+// and what the opener makes belongs there.
+void Warden::follow_proxy() {
+  if (!options_.find_proxy || !proxy_moved_ || reactor_.now() - looked_ < kLookAgain) return;
+  looked_ = reactor_.now();
+  std::string now = options_.find_proxy();
+  if (now.empty()) return;
+  auto id = kernel::cgroup_id(now);
+  if (!id) return;
+  proxy_moved_ = false;
+  if (opener_.cgroup() != now) check(opener_.move(now), "moving the opener to the proxy's cgroup");
+  if (now == proxy_cgroup_) return;
+  check(capture_.add_agent(*id), "naming the proxy's cgroup");
+  for (uint64_t old : capture_.agents()) {
+    if (old != *id) check(capture_.remove_agent(old), "forgetting the proxy's old cgroup");
+  }
+  log::info(log::Component::warden, "the proxy has another cgroup", {{"cgroup", now}});
+  proxy_cgroup_ = std::move(now);
+}
+
+// As long as the opener is in it, the runtime cannot remove the cgroup of a container that has ended.
+void Warden::leave_dead_proxy() {
+  if (!options_.find_proxy || !proxies_.empty() || opener_.cgroup() != proxy_cgroup_) return;
+  if (!has_others(proxy_cgroup_, opener_.child()))
+    check(opener_.move(options_.own_cgroup), "moving the opener out of the proxy's cgroup");
 }
 
 void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors) {

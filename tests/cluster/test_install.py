@@ -207,6 +207,32 @@ def test_an_agent_cannot_read_secrets_or_write_another_nodes_slices(cluster, mes
         annotate("node2-0")
 
 
+def test_a_proxy_container_that_dies_as_a_whole_is_followed_into_its_new_cgroup(cluster, mesh, labelled):
+    client, server, _ = labelled
+    node = next(node for node in cluster.nodes if node.name == client.node_name)
+
+    def agent():
+        return next(agent for agent in mesh.agents() if agent.node_name == node.name)
+
+    def containers():
+        return {one["name"]: (one["containerID"].split("//")[1], one["restartCount"])
+                for one in agent().object["status"]["containerStatuses"]}
+
+    def groups(container):
+        return node.run(["find", node.cgroup2, "-type", "d", "-name", f"*{container}*"]).stdout.split()
+
+    before = containers()
+    assert groups(before["proxy"][0])
+    node.run(["ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", before["proxy"][0]])
+    cluster.wait(lambda: containers()["proxy"][1] > before["proxy"][1], 60, "the proxy's container is back")
+    # A proxy whose connections were taken for the pod's own would get its own traffic.
+    with wire(cluster, labelled) as capture:
+        cluster.wait(lambda: ask(client, f"http://{server.ipv4}:8080/again"), 30, "traffic through the new container")
+    capture.report().require_hbone_only()
+    assert containers()["warden"] == before["warden"]
+    cluster.wait(lambda: not groups(before["proxy"][0]), 30, "the old container's cgroup is gone")
+
+
 def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, values, labelled):
     before = {agent.uid for agent in mesh.agents()}
     cluster.helm("upgrade", "nodemesh", chart, "--namespace", NAMESPACE, *values, "--set", "agent.podLabels.round=two")
