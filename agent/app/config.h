@@ -30,6 +30,7 @@ struct WardenConfig {
   bool allow_hybrid = false;
   bool clean_exit = false;  // SIGTERM takes everything out of the kernel
   std::string daemonset;    // it does so too once the DaemonSet of this name is deleted
+  bool standby = false;     // wait for another warden of the node to end, and at SIGTERM give way to the next
   bool supervised = false;  // this is the child already
   uint32_t workers = 64;    // the most a proxy may have
   uid_t proxy_uid = kProxyUser;

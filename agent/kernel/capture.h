@@ -105,6 +105,9 @@ class Capture {
   // True if a worker's listener of that kind is published and open.
   bool has_listener(uint64_t netns_cookie, nm_listener kind) const;
 
+  // SO_COOKIE of the listener that is published and open; 0: none.
+  uint64_t listener(uint64_t netns_cookie, nm_listener kind, uint32_t worker) const;
+
   // Ports of pods that kubelet probes.
   Result<> set_probe(const SockAddr& pod_port);
   Result<> clear_probe(const SockAddr& pod_port);
@@ -127,6 +130,12 @@ class Capture {
 
   // Sums over CPUs since the maps were first made (they outlive processes).
   Counted read_counters() const;
+
+  // From now on the kernel's side is another process's, which adopts it: whatever is asked of this object
+  // changes nothing any more and succeeds.
+  void let_go();
+  // Whether another process has beaten since our last heartbeat.
+  bool taken_by_another() const;
 
   // Compares what the kernel runs with what we attached: a missing or replaced program is a problem, a
   // foreign program on the same hook (ours still runs) is information. Cheap enough for once a minute.

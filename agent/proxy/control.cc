@@ -15,6 +15,10 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kTick = seconds(1);
+// Of a stopping proxy: until the next agent has the pods; then for connections that were on their way here;
+// for those that are open when nobody took over.
+constexpr auto kHandover = seconds(10), kTail = seconds(2), kDrainLimit = seconds(30);
+constexpr auto kNoLimit = std::chrono::hours(24 * 365);
 constexpr uint64_t kTicksPerExpiry = 30;
 // A worker that finished no turn for so many ticks will not come back: its own timer wakes it every second.
 constexpr uint64_t kSilentTicks = 10;
@@ -58,6 +62,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
             options_.warden_uid),
       keys_due_([this] { store_keys(); }),
       ticker_([this] { tick(); }),
+      handover_timer_([this] { drain(superseded_ && link_.connected() ? kNoLimit : kDrainLimit); }),
       drain_timer_([this] {
         if (drained_) std::exchange(drained_, nullptr)();
       }) {}
@@ -113,7 +118,7 @@ void Control::reconfigure() {
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
-  if (slices_) slices_->update(source_->store(), *snapshot_);
+  update_slices();
   if (!changed) return;
   access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
   for (auto& worker : workers_) {
@@ -126,6 +131,11 @@ void Control::reconfigure() {
              {"workloads", snapshot_->workloads().size()},
              {"services", snapshot_->services().size()},
              {"rejected", rejected()}});
+}
+
+// As long as another agent serves the node, its slices are its own.
+void Control::update_slices() {
+  if (slices_ && !standby_ && snapshot_->generation() > 0) slices_->update(source_->store(), *snapshot_);
 }
 
 size_t Control::rejected() const {
@@ -204,7 +214,7 @@ void Control::tick() {
   ask_kernel_stats();
   watch_workers();
   renew_ticket_keys();
-  if (drained_) ask_open();
+  if (draining_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
 }
@@ -261,8 +271,13 @@ void Control::give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Re
 }
 
 void Control::on_warden_connected(const warden::Welcome& welcome) {
+  standby_ = (welcome.flags & warden::Welcome::kStandby) != 0;
+  if (standby_)
+    return log::info(log::Component::warden, "the warden stands by: another agent serves the node");
   log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
+  hands_over_ = (welcome.flags & warden::Welcome::kHandsOver) != 0;
   keys_due_.schedule(reactor_);
+  update_slices();
 }
 
 void Control::on_keys(Fd keys) {
@@ -336,6 +351,7 @@ void Control::on_pod_update(warden::Pod pod) {
   for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.update_pod(pod); });
   if (!pod.enrolled)
     log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
+  if (handover_timer_.armed() && !has_enrolled_pods()) drain(kDrainLimit);
 }
 
 void Control::on_pod_gone(uint64_t cookie) {
@@ -375,6 +391,8 @@ void Control::on_warden_closed(const Error& why) {
   stats_owed_ = taken_up_after_ = 0;
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
+  // Nobody is left who would tell of pods that go, or make sockets.
+  if (superseded_ && draining_) drain_timer_.arm(reactor_, kDrainLimit);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
 }
 
@@ -384,7 +402,7 @@ std::vector<std::string> Control::not_ready() const {
     reasons.push_back("no configuration has been read");
     if (source_ != nullptr) std::ranges::copy(source_->troubles(), std::back_inserter(reasons));
   }
-  if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
+  if (!pods_known_ && !standby_) reasons.push_back("the warden has not announced this node's pods");
   if (pods_known_ && !taken_up_) reasons.push_back("the warden has not heard yet that all pods are taken up");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {
@@ -414,14 +432,37 @@ void Control::ask_open() {
     worker->post([this, &of = *worker, total, left] {
       mailbox_.post([this, open = of.open_connections(), total, left] {
         *total += open;
-        if (--*left == 0 && *total == 0 && drained_) drain_timer_.arm(reactor_, milliseconds(0));
+        if (--*left == 0 && *total == 0 && draining_) drain_timer_.arm(reactor_, milliseconds(0));
       });
     });
   }
 }
 
-void Control::drain(milliseconds limit, std::move_only_function<void()> done) {
+bool Control::has_enrolled_pods() const {
+  return std::ranges::any_of(pods_, [](const auto& entry) { return entry.second.pod.enrolled; });
+}
+
+void Control::stop(std::move_only_function<void()> done) {
   drained_ = std::move(done);
+  if (superseded_) return on_superseded();
+  if (!hands_over_ || !link_.connected() || !has_enrolled_pods()) return drain(kDrainLimit);
+  log::info(log::Component::proxy, "stopping when the next agent has the pods");
+  handover_timer_.arm(reactor_, kHandover);
+}
+
+// What was on its way here comes within a moment.
+void Control::on_superseded() {
+  superseded_ = true;
+  slices_.reset();
+  if (!drained_ || draining_) return;
+  log::info(log::Component::proxy,
+            "the next agent has the pods: connections that are open here run to their end");
+  handover_timer_.arm(reactor_, kTail);
+}
+
+void Control::drain(milliseconds limit) {
+  if (std::exchange(draining_, true)) return;
+  handover_timer_.cancel();
   slices_.reset();  // from now on the successor's
   link_.drain();
   for (auto& [cookie, announced] : pods_) announced.ports = {};

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <fstream>
 
 namespace nodemesh::warden {
@@ -98,6 +99,20 @@ bool has_others(const std::string& cgroup, int pid) {
     if (other != pid) return true;
   }
   return false;
+}
+
+std::set<uint64_t> cgroups_below(const std::string& cgroup) {
+  std::set<uint64_t> out;
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator below(
+      cgroup, std::filesystem::directory_options::skip_permission_denied, error),
+      end;
+  for (; !error && below != end; below.increment(error)) {
+    struct stat directory{};
+    if (::stat(below->path().c_str(), &directory) == 0 && S_ISDIR(directory.st_mode))
+      out.insert(directory.st_ino);
+  }
+  return out;
 }
 
 std::string pod_above(std::string_view process_cgroup) {

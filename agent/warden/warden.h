@@ -38,6 +38,7 @@ struct WardenOptions {
   uint32_t max_workers = kMaxWorkers;
   uint64_t generation = 1;
   bool fail_open = false, strict = false;  // as the kernel was told; passed on for display
+  bool hands_over = false;                 // retire() may be called
 };
 
 class Warden final : private ProxyChannelEvents {
@@ -53,6 +54,10 @@ class Warden final : private ProxyChannelEvents {
   bool has_proxy() const { return !proxies_.empty(); }
   // No pod is in the mesh any more: new connections pass untouched, those that are open go on.
   void release_pods();
+  // Another warden serves the pods from now on. This one changes nothing in the kernel or a namespace any
+  // more, learns of no new pod, and makes sockets for what its proxies have open; it tells them when their
+  // successor accepts for all pods.
+  void retire();
   // Gives every pod's namespace back as it was found, whether a proxy still uses it or not. For a clean end.
   void leave_pods();
 
@@ -100,14 +105,18 @@ class Warden final : private ProxyChannelEvents {
     std::set<uint64_t> told;                    // cookies it was given
     bool joined = false;                        // has been told of the pods: ready, and the source has spoken
     bool snapshot_due = false;
-    bool draining = false;  // has no listeners any more; needs sockets for what is under way
-    uint32_t ordered = 0;   // sockets asked of the opener for it
+    bool superseded = false;  // has been told
+    bool draining = false;    // has no listeners any more; needs sockets for what is under way
+    uint32_t ordered = 0;     // sockets asked of the opener for it
   };
 
   // pods (warden_pods.cc)
   void reconcile();
   void reconcile_pod(LocalPod& pod);
   void spare_running_pods();
+  void follow_retired();
+  bool is_superseded() const;
+  void forget_dead_agents(uint64_t own);
   void follow_cgroup(LocalPod& pod, bool enrolled);
   Result<> find_namespace(LocalPod& pod);
   Result<FoundNamespace> open_namespace(const LocalPod& pod) const;
@@ -178,9 +187,11 @@ class Warden final : private ProxyChannelEvents {
   std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
   std::string proxy_cgroup_;
+  uint64_t agent_ = 0;        // its id
   bool proxy_moved_ = false;  // perhaps
   Monotonic::time_point looked_{};
   bool released_ = false;  // pods left the mesh for good
+  bool retired_ = false;
   uint64_t next_proxy_id_ = 1;
   uint32_t workers_ = 0;  // of the proxies that serve, or of the last that did; 0 before the first
   std::string refusal_;   // logged last, of a proxy that keeps trying

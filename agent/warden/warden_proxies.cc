@@ -110,7 +110,7 @@ void Warden::on_proxy_closed(ProxyChannel& channel, const Error& why) {
     log::info(log::Component::warden, "proxy left", {{"pid", channel.peer()}, {"reason", why.message}});
   for (auto& [cookie, leaving] : leaving_) leaving.waiting.erase(&channel);
   std::erase_if(proxies_, [&](const auto& one) { return one.get() == proxy; });
-  if (served && !has_serving_proxy()) orphaned_.arm(reactor_, kOrphaned);
+  if (served && !has_serving_proxy() && !retired_) orphaned_.arm(reactor_, kOrphaned);
 }
 
 // Nobody came back in time: without entries the kernel refuses, or passes, as its flag says.
@@ -177,9 +177,8 @@ void Warden::follow_proxy() {
   if (opener_.cgroup() != now) check(opener_.move(now), "moving the opener to the proxy's cgroup");
   if (now == proxy_cgroup_) return;
   check(capture_.add_agent(*id), "naming the proxy's cgroup");
-  for (uint64_t old : capture_.agents()) {
-    if (old != *id) check(capture_.remove_agent(old), "forgetting the proxy's old cgroup");
-  }
+  if (auto old = std::exchange(agent_, *id); old != *id)
+    check(capture_.remove_agent(old), "forgetting the proxy's old cgroup");
   log::info(log::Component::warden, "the proxy has another cgroup", {{"cgroup", now}});
   proxy_cgroup_ = std::move(now);
 }
@@ -211,10 +210,10 @@ void Warden::on_return_done(Proxy& proxy) {
   refusal_.clear();
   log::info(log::Component::warden, "proxy connected",
             {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
-  bool fail_open = options_.fail_open, strict = options_.strict;
-  proxy.channel->send(
-      Welcome{.generation = options_.generation,
-              .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
+  proxy.channel->send(Welcome{.generation = options_.generation,
+                              .flags = (options_.fail_open ? Welcome::kFailOpen : 0) |
+                                       (options_.strict ? Welcome::kStrict : 0) |
+                                       (options_.hands_over ? Welcome::kHandsOver : 0)});
   send_keys(proxy);
   if (!proxy.draining) orphaned_.cancel();
   if (sourced_) join(proxy);
@@ -298,6 +297,17 @@ void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::v
     if (proxy->joined && !proxy->draining) announce(*proxy, pod);
   }
   finish_snapshots();
+}
+
+// A listener of ours that is still in force serves a pod that the successor does not have yet.
+bool Warden::is_superseded() const {
+  return capture_.taken_by_another() && std::ranges::none_of(pods_, [&](const auto& entry) {
+           const LocalPod& pod = entry.second;
+           if (!pod.netns || !pod.published) return false;
+           auto now = capture_.listener(pod.netns->cookie, NM_LISTENER_OUTBOUND, 0);
+           return now ==
+                  option<uint64_t>(pod.listeners[NM_LISTENER_OUTBOUND][0].get(), SOL_SOCKET, SO_COOKIE);
+         });
 }
 
 void Warden::finish_snapshots() {

@@ -8,6 +8,7 @@ import subprocess
 import prometheus
 import pytest
 import yaml
+from load import Load
 from minicluster import workloads
 from minicluster.plan import bracketed
 
@@ -233,11 +234,28 @@ def test_a_proxy_container_that_dies_as_a_whole_is_followed_into_its_new_cgroup(
     cluster.wait(lambda: not groups(before["proxy"][0]), 30, "the old container's cgroup is gone")
 
 
-def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, chart, values, labelled):
+def test_upgrade_with_other_values_replaces_every_agent_and_no_connection_under_load_notices(
+        cluster, mesh, chart, values, labelled):
     before = {agent.uid for agent in mesh.agents()}
-    cluster.helm("upgrade", "nodemesh", chart, "--namespace", NAMESPACE, *values, "--set", "agent.podLabels.round=two")
-    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
-    assert before.isdisjoint(agent.uid for agent in mesh.agents())
+
+    def left():
+        """The agents from before that are still there, and whether each was told to end."""
+        return {pod.uid: "deletionTimestamp" in pod.object["metadata"]
+                for pod in cluster.pods("app.kubernetes.io/component=agent", NAMESPACE) if pod.uid in before}
+
+    loads = [Load(cluster, "bazaar", pod.node_name, [server.ipv4 for server in labelled]) for pod in labelled[:2]]
+    try:
+        cluster.helm("upgrade", "nodemesh", chart, "--namespace", NAMESPACE, *values, "--set", "agent.podLabels.round=two")
+        cluster.ready_pods("round=two", NAMESPACE, count=3, seconds=240)
+        cluster.wait(lambda: all(left().values()), 60, "every old agent was told to end")
+        for counts in [load.more(200) for load in loads]:
+            assert not counts["errors"], counts
+        assert left(), "the old agents keep the connections that they have"
+    finally:
+        for load in loads:
+            load.close()
+    cluster.wait(lambda: not left(), 90, "the old agents end with their last connections")
+    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE)
     pods = echoes(cluster)
     with wire(cluster, pods) as capture:
         for client in pods:

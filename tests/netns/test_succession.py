@@ -1,4 +1,5 @@
-"""A node's first agent, and one that comes back, while the API server that tells it of pods is away."""
+"""How agents follow each other: a node's first one and one that comes back, while the API server that tells of pods is
+away; and one that takes over from another that is still there."""
 
 import contextlib
 import os
@@ -22,10 +23,29 @@ PROXY_USER = 65532
 
 
 class Agent:
-    """Warden and proxy of a node whose warden reads an API server; the proxy reads the lab's folder."""
+    """Warden and proxy of a node whose warden reads an API server; the proxy reads the lab's folder. The second of a node
+    is a successor of the first, with places and ports of its own."""
 
-    def __init__(self, lab, node, *options):
-        self.node = node
+    def __init__(self, lab, node, *options, before=None):
+        self.node, self.number = node, before.number + 1 if before else 1
+        self.api = before.api if before else self.make_api(lab, node)
+        self.run_dir = f"{node.run_dir}/{self.number}"
+        os.mkdir(self.run_dir)
+        os.chown(self.run_dir, -1, PROXY_USER)
+        os.chmod(self.run_dir, 0o3775)
+        place = f"{node.kubepods}/pod6e6d6167-656e-4000-8000-00000000000{self.number}"
+        self.cgroups = {name: cgroups.create(f"{place}/{name}") for name in ("warden", "proxy")}
+        common = ["--node", node.name, "--run-dir", self.run_dir]
+        hybrid = ["--allow-hybrid"] if cgroups.is_hybrid() else []
+        self.warden = self.spawn("warden", *common, "--kubeconfig", self.api.kubeconfig(f"{node.dir}/kubeconfig"),
+                                 "--bpf-dir", f"{node.bpf_dir}/agent", "--kubepods", node.kubepods, "--proxy-cgroup",
+                                 self.cgroups["proxy"], "--kubelet-cgroup", node.kubelet_cgroup, *hybrid, *options)
+        ports = [word for name, port in (("metrics", 15020), ("ready", 15021), ("admin", 15000))
+                 for word in (f"--{name}-port", port + 100 * (self.number - 1))]
+        node.agent = self.proxy = self.spawn("proxy", *common, "--config", lab.config_dir, "--ca",
+                                             f"unix:{lab.ca_socket}", *ports)
+
+    def make_api(self, lab, node):
         self.api = KubeApi(lab.authority.issue(dns=["kubernetes.default"]), lab.authority.root_file, node.netns)
         self.api.down = True
         for name in ("shop", "legacy"):
@@ -34,23 +54,18 @@ class Agent:
                                                         "metadata": {"name": name, "uid": name, "labels": labels}})
         for pod in node.pods:
             self.api.put(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", pod.object)
-        place = f"{node.kubepods}/pod6e6d6167-656e-4000-8000-000000000001"
-        self.cgroups = {name: cgroups.create(f"{place}/{name}") for name in ("warden", "proxy")}
-        os.chown(node.run_dir, -1, PROXY_USER)
-        os.chmod(node.run_dir, 0o3775)
-        common = ["--node", node.name, "--run-dir", node.run_dir]
-        hybrid = ["--allow-hybrid"] if cgroups.is_hybrid() else []
-        self.warden = self.spawn("warden", *common, "--kubeconfig", self.api.kubeconfig(f"{node.dir}/kubeconfig"),
-                                 "--bpf-dir", f"{node.bpf_dir}/agent", "--kubepods", node.kubepods, "--proxy-cgroup",
-                                 self.cgroups["proxy"], "--kubelet-cgroup", node.kubelet_cgroup, *hybrid, *options)
-        node.agent = self.proxy = self.spawn("proxy", *common, "--config", lab.config_dir, "--ca",
-                                             f"unix:{lab.ca_socket}")
+        return self.api
+
+    def ready(self):
+        with contextlib.suppress(OSError):
+            return self.node.http_get(15021 + 100 * (self.number - 1), "/healthz/ready")[0] == 200
+        return False
 
     def spawn(self, name, *options):
         place = self.node.place()
         place.cgroup = self.cgroups[name]
         return processes.spawn(place, [self.node.lab.binary(f"nodemesh-{name}"), *options],
-                               f"{self.node.dir}/{name}.log")
+                               f"{self.node.dir}/{name}-{self.number}.log")
 
     def asked(self):
         return self.api.count("GET", "/api/v1/pods")
@@ -76,8 +91,8 @@ def lab(tmp_path):
 
 
 @contextlib.contextmanager
-def agent_of(lab, *options):
-    agent = Agent(lab, lab.node("node1"), *options)
+def agent_of(lab, *options, before=None):
+    agent = Agent(lab, lab.node("node1"), *options, before=before)
     try:
         yield agent
     finally:
@@ -159,3 +174,40 @@ def test_a_warden_that_comes_back_while_the_api_server_is_away_drops_no_pod(lab)
         assert "pod gone" not in agent.proxy.output()
         assert not programs.events(session, "session"), session.output()
         session.stop()
+
+
+def test_a_second_agent_waits_takes_over_without_a_failure_and_the_first_keeps_what_it_has(lab):
+    client, plain = lab.pod("client"), lab.pod("plain")
+    with agent_of(lab, "--standby") as first:
+        first.api.down = False
+        wait_for(first.ready, 20, "the first agent is ready")
+        session = client.spawn_tool("session", plain.ipv4, ECHO)
+        session.wait_output('"open"')
+        with agent_of(lab, "--standby", before=first) as second, never_refused(client, server=plain) as attempts:
+            wait_for(second.ready, 20, "the second agent is ready while the first serves")
+            assert "standing by" in second.warden.output() and "pod in the mesh" not in second.proxy.output()
+            for process in (first.warden, first.proxy):
+                process.send(signal.SIGTERM)
+            wait_for(lambda: "pod in the mesh" in second.proxy.output(), 20, "the second agent has the pod")
+            wait_for(lambda: "the next agent has the pods" in first.proxy.output(), 20, "the first one knows")
+            before = attempts()
+            wait_for(lambda: attempts() > before + 50, 60, "connections until long after")
+            assert first.warden.running and first.proxy.running
+            assert not programs.events(session, "session"), session.output()
+            session.stop()
+            assert first.proxy.wait() == 0 and first.warden.wait() == 0
+            before = attempts()
+            wait_for(lambda: attempts() > before + 5, 20, "connections by the second agent alone")
+            gone = client.node.pod("gone", "shop", "curl", apply=False)
+            assert attempt(gone, plain)["how"] == "EPERM", "a pod that nobody named"
+
+
+def test_a_first_agent_without_a_successor_ends_and_its_pods_stay_closed(lab):
+    client, plain = lab.pod("client"), lab.pod("plain")
+    with agent_of(lab, "--standby") as agent:
+        agent.api.down = False
+        wait_for(agent.ready, 20, "the agent is ready")
+        for process in (agent.warden, agent.proxy):
+            process.send(signal.SIGTERM)
+        assert agent.proxy.wait(60) == 0 and agent.warden.wait(60) == 0
+        assert attempt(client, plain)["how"] == "EPERM"
