@@ -65,6 +65,8 @@ ParsedCommand parse_warden_command(int argc, const char* const* argv) {
   app.add_option("--daemonset", config.daemonset,
                  "that runs us; once it was deleted, SIGTERM takes everything out of the kernel")
       ->type_name("NAME");
+  app.add_flag("--standby", config.standby,
+               "wait while another warden serves the node, and give way to the next one at SIGTERM");
   app.add_flag("--no-supervisor", config.supervised, "do not restart this process when it dies");
   app.add_option("--workers", config.workers, "the most workers a proxy may have")
       ->check(CLI::Range(1, 64))

@@ -23,6 +23,7 @@ struct WardenConfig {
   std::string host_cgroup = "/sys/fs/cgroup";
   std::string proxy_cgroup;
   std::string own_pod;         // its cgroup2 directory; found, not told
+  std::string own_cgroup;      // so too, where the proxy's was not told
   std::string kubelet_cgroup;  // may be empty
   std::string proc = "/proc";
   bool fail_open = false;
@@ -30,6 +31,7 @@ struct WardenConfig {
   bool allow_hybrid = false;
   bool clean_exit = false;  // SIGTERM takes everything out of the kernel
   std::string daemonset;    // it does so too once the DaemonSet of this name is deleted
+  bool standby = false;     // wait for another warden of the node to end, and at SIGTERM give way to the next
   bool supervised = false;  // this is the child already
   uint32_t workers = 64;    // the most a proxy may have
   uid_t proxy_uid = kProxyUser;

@@ -23,9 +23,6 @@
 namespace nodemesh::app {
 namespace {
 
-// Without a successor to take over, a stopping proxy gives its connections this long.
-constexpr auto kDrainLimit = seconds(30);
-
 struct ProxyConfig {
   proxy::ControlOptions control;
   CaOptions ca;
@@ -227,8 +224,8 @@ int run_proxy(ProxyConfig& config) {
   proxy::Control control(reactor, clock, config.control, metrics, access_log, denials);
   on_signal = [&](int) {
     if (std::exchange(stopping, true)) return reactor.stop();
-    log::info(log::Component::app, "stopping: open connections have 30 s to end");
-    control.drain(kDrainLimit, [&reactor] { reactor.stop(); });
+    log::info(log::Component::app, "stopping");
+    control.stop([&reactor] { reactor.stop(); });
   };
   if (auto ok = signals.start(); !ok) return cannot_start(ok.error().message);
   if (auto ok = control.start(); !ok) return cannot_start(ok.error().message);
@@ -283,5 +280,8 @@ int main(int argc, char** argv) {
   ::prctl(PR_SET_NAME, "nodemesh-proxy");
   if (config.supervised) return run_proxy(config);
   if (auto ok = give_up_rights(config, true); !ok) return cannot_start(ok.error().message);
-  return supervise_self("nodemesh-proxy", argc, argv, {.death_signal = SIGKILL});
+  ChildSpec spec{.death_signal = SIGKILL};
+  // Kubelet ends the container when its time is over.
+  if (config.control.source.in_cluster) spec.stop_grace = kLongestDrain;
+  return supervise_self("nodemesh-proxy", argc, argv, std::move(spec));
 }

@@ -40,6 +40,9 @@ struct ChildSpec {
   milliseconds stop_grace{35000};  // from the forwarded SIGTERM to SIGKILL
 };
 
+// The grace of an agent whose successor has the pods: who started it has the say.
+inline constexpr milliseconds kLongestDrain = std::chrono::hours(24 * 365);
+
 // Exit code of a program that could not start for a reason only a person can mend, already printed by it.
 // When a first start ends so, the supervisor ends with it instead of trying again.
 inline constexpr int kCannotStart = 1;

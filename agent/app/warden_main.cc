@@ -27,11 +27,13 @@
 #include "warden/pod_source.h"
 #include "warden/privilege.h"
 #include "warden/processes.h"
+#include "warden/standby.h"
 #include "warden/warden.h"
 
 namespace nodemesh::app {
 namespace {
 
+constexpr auto kLockAgain = milliseconds(50);
 constexpr auto kRemovalWord = std::chrono::seconds(1);
 constexpr auto kProxyDrain = std::chrono::seconds(32);  // its own limit is 30
 constexpr auto kProxyStart = std::chrono::seconds(60);
@@ -56,7 +58,8 @@ kernel::CaptureOptions capture_options(const WardenConfig& config) {
           .kubelet_cgroup = config.kubelet_cgroup,
           .pin_dir = config.bpf_dir,
           .fail_open = config.fail_open,
-          .strict = config.strict};
+          .strict = config.strict,
+          .attach_late = !config.strict};  // which would rather refuse than miss one connection
 }
 
 // Everything that can be said without changing anything.
@@ -79,15 +82,15 @@ Result<> check_before_start(const WardenConfig& config) {
   return missing.empty() ? Result<>() : fail(fmt::format("{}", fmt::join(missing, "; ")));
 }
 
-// Two wardens would undo each other's work. The lock lives as long as the process.
+// Two wardens would undo each other's work. The lock lives until its descriptor is closed; none: another
+// warden has it.
 Result<Fd> lock_pins(const std::string& directory) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   Fd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fail_errno("--bpf-dir " + directory);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
-  if (errno == EWOULDBLOCK)
-    return fail("--bpf-dir " + directory + " is in use by another warden: stop that one first");
+  if (errno == EWOULDBLOCK) return Fd();
   return fail_errno("locking --bpf-dir " + directory);
 }
 
@@ -118,33 +121,50 @@ class StopSignals final : private io::EventHandler {
 };
 
 // The end of a warden. Where the agent is being removed, pods leave the mesh first, and the proxy has the
-// time that it gives to open connections; a word of the removal may come a moment after the signal.
+// time that it gives to open connections; a word of the removal may come a moment after the signal. Otherwise
+// the next warden gets the lock, and this one makes sockets until its proxy has none open any more.
 class Ending {
  public:
-  Ending(io::Reactor& reactor, warden::Warden& warden, const warden::PodSource& source, bool in_cluster)
-      : reactor_(reactor), warden_(warden), source_(source), in_cluster_(in_cluster) {}
+  Ending(io::Reactor& reactor, warden::Warden& warden, const warden::PodSource& source,
+         const WardenConfig& config, Fd& lock)
+      : reactor_(reactor), warden_(warden), source_(source), config_(config), lock_(lock) {}
   void begin() {
-    if (std::exchange(began_, true) || !in_cluster_) return reactor_.stop();
+    bool waits = config_.standby || !config_.daemonset.empty();
+    if (std::exchange(began_, true) || !waits) return reactor_.stop();
     until_ = reactor_.now() + kRemovalWord;
     check();
   }
-  bool removed() const { return source_.removed(); }
+  // Whether this one is to take everything out.
+  bool removed() const { return stage_ != Stage::retired && source_.removed(); }
 
  private:
+  enum class Stage { waiting, released, retired };
   void check() {
-    if (source_.removed() && !std::exchange(released_, true)) {
+    if (stage_ == Stage::waiting && source_.removed()) {
+      stage_ = Stage::released;
       warden_.release_pods();
       until_ = reactor_.now() + kProxyDrain;
+    } else if (stage_ == Stage::waiting && config_.standby && reactor_.now() >= until_) {
+      stage_ = Stage::retired;
+      warden_.retire();
+      lock_.reset();
+      log::info(log::Component::warden,
+                "the next warden may take over; sockets are made until the proxy has ended");
     }
-    bool waits = !released_ || warden_.has_proxy();
-    if (!waits || reactor_.now() >= until_) return reactor_.stop();
+    if (is_over()) return reactor_.stop();
     timer_.arm(reactor_, milliseconds(100));
+  }
+  bool is_over() const {
+    if (stage_ == Stage::retired) return !warden_.has_proxy() || source_.removed();
+    return reactor_.now() >= until_ || (stage_ == Stage::released && !warden_.has_proxy());
   }
   io::Reactor& reactor_;
   warden::Warden& warden_;
   const warden::PodSource& source_;
-  const bool in_cluster_;
-  bool began_ = false, released_ = false;
+  const WardenConfig& config_;
+  Fd& lock_;
+  bool began_ = false;
+  Stage stage_ = Stage::waiting;
   Monotonic::time_point until_{};
   io::Timer timer_{[this] { check(); }};
 };
@@ -155,7 +175,53 @@ uint64_t generation_now() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
-Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture) {
+// The cgroup2 directory of the proxy's container in our own pod; empty: none runs.
+std::string find_proxy(const warden::HostProcesses& host, const WardenConfig& config) {
+  auto path = warden::find_user_in(host, config.host_cgroup, config.own_pod.substr(config.host_cgroup.size()),
+                                   config.proxy_uid);
+  return path.empty() ? "" : config.host_cgroup + path;
+}
+
+warden::WardenOptions warden_options(const WardenConfig& config) {
+  warden::WardenOptions options{.kubepods = config.kubepods,
+                                .proxy_cgroup = config.proxy_cgroup,
+                                .own_cgroup = config.own_cgroup,
+                                .proc = config.proc,
+                                .max_workers = config.workers,
+                                .generation = generation_now(),
+                                .fail_open = config.fail_open,
+                                .strict = config.strict,
+                                .hands_over = config.standby};
+  if (!config.own_cgroup.empty())
+    options.find_proxy = [&config] { return find_proxy(warden::HostProcesses(config.proc), config); };
+  return options;
+}
+
+// Until the lock is ours; false: SIGTERM came before.
+Result<bool> stand_by(const WardenConfig& config, io::Reactor& reactor, Fd& lock) {
+  warden::Standby standby(reactor);
+  auto channel = warden::ChannelListener::create(
+      reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
+      [&](Fd socket, pid_t peer) { standby.accept_proxy(std::move(socket), peer); });
+  if (!channel) return std::unexpected(std::move(channel.error()));
+  StopSignals signals(reactor, [&] { reactor.stop(); });
+  if (auto ok = signals.start(); !ok) return std::unexpected(std::move(ok.error()));
+  Result<> tried;
+  io::Timer again([&] {
+    auto got = lock_pins(config.bpf_dir);
+    if (!got) tried = std::unexpected(std::move(got.error()));
+    if (got) lock = std::move(*got);
+    if (!tried || lock) return reactor.stop();
+    again.arm(reactor, kLockAgain);
+  });
+  again.arm(reactor, kLockAgain);
+  log::info(log::Component::warden, "standing by: another warden serves this node", {{"node", config.node}});
+  reactor.run();
+  if (!tried) return std::unexpected(std::move(tried.error()));
+  return static_cast<bool>(lock);
+}
+
+Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capture, Fd& lock) {
   // Else we could not ask who the pods are, ourselves among them.
   if (!config.own_pod.empty()) {
     auto id = kernel::cgroup_id(config.own_pod);
@@ -164,14 +230,7 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
   }
   auto opener = warden::Opener::start(reactor, config.proxy_cgroup);
   if (!opener) return std::unexpected(std::move(opener.error()));
-  warden::Warden warden(reactor, capture, **opener,
-                        {.kubepods = config.kubepods,
-                         .proxy_cgroup = config.proxy_cgroup,
-                         .proc = config.proc,
-                         .max_workers = config.workers,
-                         .generation = generation_now(),
-                         .fail_open = config.fail_open,
-                         .strict = config.strict});
+  warden::Warden warden(reactor, capture, **opener, warden_options(config));
   // Before any pod is touched: its path may be in use.
   auto channel = warden::ChannelListener::create(
       reactor, config.run_dir + "/warden.sock", config.proxy_uid, config.proxy_gid,
@@ -182,31 +241,38 @@ Result<> serve(WardenConfig& config, io::Reactor& reactor, kernel::Capture& capt
   auto source =
       warden::make_pod_source(reactor, clock, config.source, config.node, config.daemonset, config.snapshot);
   if (!source) return std::unexpected(std::move(source.error()));
-  Ending ending(reactor, warden, **source, !config.daemonset.empty());
+  Ending ending(reactor, warden, **source, config, lock);
   StopSignals signals(reactor, [&] { ending.begin(); });
   if (auto ok = signals.start(); !ok) return ok;
-  if (auto ok = (*source)->start([&](warden::LocalPods pods) { warden.set_pods(std::move(pods)); }); !ok)
-    return ok;
+  Result<> attached;
+  auto on_pods = [&](warden::LocalPods pods) {
+    warden.set_pods(std::move(pods));
+    if (capture.attached() || !attached) return;
+    attached = capture.attach();
+    if (!attached) return reactor.stop();
+    log::info(log::Component::warden, "this node is captured from now on");
+  };
+  if (auto ok = (*source)->start(std::move(on_pods)); !ok) return ok;
+  if (!attached) return attached;
   log::info(log::Component::warden, capture.adopted() ? "warden is back" : "warden started",
             {{"node", config.node},
              {"config", config.source.folder.empty() ? "the API server" : config.source.folder}});
   reactor.run();
+  if (!attached) return attached;
   config.clean_exit = config.clean_exit || ending.removed();
   if (config.clean_exit) warden.leave_pods();
   return {};
 }
 
 // The proxy's container may start after ours.
-Result<std::string> wait_for_proxy(const warden::HostProcesses& host, const WardenConfig& config,
-                                   const std::string& pod) {
+Result<std::string> wait_for_proxy(const warden::HostProcesses& host, const WardenConfig& config) {
   for (auto until = Monotonic::now() + kProxyStart; Monotonic::now() < until; ::poll(nullptr, 0, 100)) {
-    auto path = warden::find_user_in(host, config.host_cgroup, pod, config.proxy_uid);
-    if (!path.empty()) return config.host_cgroup + path;
+    if (auto found = find_proxy(host, config); !found.empty()) return found;
   }
   return fail(
       fmt::format("no process of user {} runs in our pod, cgroup {}: does it have the proxy's "
                   "container? Else name the proxy's cgroup with --proxy-cgroup",
-                  config.proxy_uid, pod));
+                  config.proxy_uid, config.own_pod));
 }
 
 // Where things are in the host's cgroup2 tree, as far as the command line does not say: from our own pod's
@@ -236,8 +302,9 @@ Result<> find_places(const warden::HostProcesses& host, WardenConfig& config) {
       config.kubelet_cgroup = config.host_cgroup + kubelet;
   }
   if (!config.proxy_cgroup.empty()) return {};
-  auto proxy = wait_for_proxy(host, config, pod);
+  auto proxy = wait_for_proxy(host, config);
   if (!proxy) return std::unexpected(std::move(proxy.error()));
+  config.own_cgroup = config.host_cgroup + std::string(own);
   config.proxy_cgroup = std::move(*proxy);
   return {};
 }
@@ -258,10 +325,18 @@ int run_warden(WardenConfig config) {
   auto lock = lock_pins(config.bpf_dir);
   if (!lock) return cannot_start(lock.error().message);
   io::Reactor reactor;
+  if (!*lock) {
+    if (!config.standby)
+      return cannot_start("--bpf-dir " + config.bpf_dir +
+                          " is in use by another warden: stop that one first");
+    auto got = stand_by(config, reactor, *lock);
+    if (!got) return cannot_start(got.error().message);
+    if (!*got) return 0;
+  }
   auto capture = kernel::Capture::open(capture_options(config));
   if (!capture) return cannot_start(capture.error().message);
-  bool fresh = !(*capture)->adopted();
-  auto served = serve(config, reactor, **capture);
+  const bool fresh = !(*capture)->adopted() || !(*capture)->attached();
+  auto served = serve(config, reactor, **capture, *lock);
   // A first start that failed must not leave pods captured by programs that nobody serves.
   if ((served && config.clean_exit) || (!served && fresh)) {
     if (auto gone = (*capture)->detach_all(); !gone) {
@@ -285,5 +360,6 @@ int main(int argc, char** argv) {
   if (auto kept = nodemesh::warden::keep_capabilities(kNeeded); !kept)
     return cannot_start(kept.error().message);
   if (parsed.config.supervised) return run_warden(parsed.config);
-  return supervise_self("nodemesh-warden", argc, argv, {});
+  return supervise_self("nodemesh-warden", argc, argv,
+                        parsed.config.standby ? ChildSpec{.stop_grace = kLongestDrain} : ChildSpec{});
 }

@@ -32,6 +32,8 @@ namespace nodemesh::kernel {
 struct Capture::State {
   Pins pins;
   bool adopted = false;
+  std::optional<Programs> waiting;  // for attach()
+  bool let_go = false;
   Fd kubepods;
   Fd kubelet;  // none: no probes
   uint64_t kubepods_id = 0;
@@ -44,6 +46,7 @@ struct Capture::State {
   Map& map(const char* name) { return maps.at(name); }
   Result<> open_cgroups(const CaptureOptions& options);
   Result<> open_maps();
+  bool in_force() const;
   Result<> attach(const Programs& programs);
   Result<> adopt_steering();
   // The kernel's entry, or zeros.
@@ -117,6 +120,12 @@ Result<> Capture::State::open_maps() {
   return {};
 }
 
+// Whether an earlier process has attached any of the hooks.
+bool Capture::State::in_force() const {
+  return std::ranges::any_of(
+      kHooks, [&](const Hook& hook) { return ::access(pins.link(hook.name).c_str(), F_OK) == 0; });
+}
+
 Result<> Capture::State::attach(const Programs& programs) {
   for (size_t i = 0; i < kHookCount; i++) {
     const Hook& hook = kHooks[i];
@@ -179,7 +188,10 @@ Result<std::unique_ptr<Capture>> Capture::open(const CaptureOptions& options) {
     if (auto done = s.write_config(); !done) return done;
     for (const Pins& other : others)
       if (auto done = s.pins.take_over(other); !done) return done;
-    if (auto done = s.attach(*programs); !done) return done;
+    if (options.attach_late && !s.in_force())
+      s.waiting = std::move(*programs);
+    else if (auto done = s.attach(*programs); !done)
+      return done;
     return s.adopt_steering();
   };
   if (auto started = start(); !started) {
@@ -196,34 +208,50 @@ bool Capture::adopted() const {
   return state_->adopted;
 }
 
+bool Capture::attached() const {
+  return !state_->waiting;
+}
+
+Result<> Capture::attach() {
+  auto programs = std::exchange(state_->waiting, std::nullopt);
+  return programs && !state_->let_go ? state_->attach(*programs) : Result<>();
+}
+
 Result<> Capture::beat() {
+  if (state_->let_go) return {};
   state_->config.heartbeat_ns = monotonic_ns();
   return state_->write_config();
 }
 
 Result<> Capture::set_flags(bool fail_open, bool strict) {
+  if (state_->let_go) return {};
   state_->config.fail_open = fail_open;
   state_->config.strict = strict;
   return state_->write_config();
 }
 
 Result<> Capture::add_agent(uint64_t id) {
+  if (state_->let_go) return {};
   return state_->map("agents").set(id, uint8_t{1});
 }
 
 Result<> Capture::remove_agent(uint64_t id) {
+  if (state_->let_go) return {};
   return state_->map("agents").erase(id);
 }
 
 Result<> Capture::set_cgroup(uint64_t id, nm_enrolment enrolment) {
+  if (state_->let_go) return {};
   return state_->map("cgroups").set(id, nm_cgroup{static_cast<uint32_t>(enrolment), 0});
 }
 
 Result<> Capture::remove_cgroup(uint64_t id) {
+  if (state_->let_go) return {};
   return state_->map("cgroups").erase(id);
 }
 
 Result<> Capture::set_pod(uint64_t netns_cookie, std::span<const Addr> addresses, nm_enrolment enrolment) {
+  if (state_->let_go) return {};
   if (netns_cookie == 0)
     return fail("pod: the namespace cookie is 0; read it from a socket made in the namespace");
   if (addresses.empty() || addresses.size() > NM_POD_ADDRESSES)
@@ -247,11 +275,13 @@ Result<> Capture::remove_pod(uint64_t netns_cookie) {
 }
 
 Result<> Capture::close_pod(uint64_t netns_cookie) {
+  if (state_->let_go) return {};
   if (auto done = clear_listeners(netns_cookie); !done) return done;
   return state_->map("pods").erase(netns_cookie);
 }
 
 Result<> Capture::steer(int netns_fd, uint64_t netns_cookie) {
+  if (state_->let_go) return {};
   struct stat st{};
   if (::fstat(netns_fd, &st) != 0)
     return fail_errno(fmt::format("pod with namespace cookie {}: its namespace", netns_cookie));
@@ -265,6 +295,7 @@ Result<> Capture::steer(int netns_fd, uint64_t netns_cookie) {
 }
 
 Result<> Capture::unsteer(uint64_t netns_cookie) {
+  if (state_->let_go) return {};
   auto found = state_->steering.find(netns_cookie);
   if (found == state_->steering.end()) return {};
   auto gone = found->second.detach();
@@ -295,6 +326,7 @@ Result<> Capture::State::set_workers(uint64_t netns_cookie, nm_pod pod, uint32_t
 }
 
 Result<> Capture::set_listeners(uint64_t netns_cookie, std::span<const int> listeners) {
+  if (state_->let_go) return {};
   const size_t workers = listeners.size() / NM_LISTENER_COUNT;
   if (workers == 0 || workers > NM_MAX_WORKERS || listeners.size() % NM_LISTENER_COUNT != 0)
     return fail(fmt::format("pod with namespace cookie {}: {} listeners; {} per worker, for 1 to {} workers",
@@ -319,8 +351,24 @@ Result<> Capture::set_listeners(uint64_t netns_cookie, std::span<const int> list
 }
 
 Result<> Capture::clear_listeners(uint64_t netns_cookie) {
+  if (state_->let_go) return {};
   const nm_pod pod = state_->pod(netns_cookie);
   return pod.address_count == 0 ? Result<>() : state_->set_workers(netns_cookie, pod, 0);
+}
+
+void Capture::let_go() {
+  state_->let_go = true;
+}
+
+bool Capture::taken_by_another() const {
+  nm_config config{};
+  return state_->map("config").get(uint32_t{0}, config) && config.heartbeat_ns != state_->config.heartbeat_ns;
+}
+
+uint64_t Capture::listener(uint64_t netns_cookie, nm_listener kind, uint32_t worker) const {
+  uint64_t socket_cookie = 0;
+  state_->map("listeners").get(nm_listener_key{netns_cookie, kind, worker}, socket_cookie);
+  return socket_cookie;
 }
 
 bool Capture::has_listener(uint64_t netns_cookie, nm_listener kind) const {
@@ -332,10 +380,12 @@ bool Capture::has_listener(uint64_t netns_cookie, nm_listener kind) const {
 }
 
 Result<> Capture::set_probe(const SockAddr& pod_port) {
+  if (state_->let_go) return {};
   return state_->map("probes").set(probe_key(pod_port), uint8_t{1});
 }
 
 Result<> Capture::clear_probe(const SockAddr& pod_port) {
+  if (state_->let_go) return {};
   return state_->map("probes").erase(probe_key(pod_port));
 }
 
@@ -397,6 +447,7 @@ std::vector<Finding> Capture::audit() const {
 }
 
 Result<> Capture::detach_all() {
+  if (state_->let_go) return {};
   state_->links.clear();
   state_->steering.clear();
   return state_->pins.remove();

@@ -23,6 +23,9 @@ struct CaptureOptions {
       pin_dir;  // a directory in a BPF file system; made if absent. Pins go to <pin_dir>/v<NM_ABI_VERSION>
   bool fail_open = false;  // without a listener, enrolled pods' traffic passes untouched
   bool strict = false;     // a pod nobody has named is denied even while no warden beats
+  // A node that is not captured yet stays so until attach(): pods that run there are unknown until somebody
+  // has named them, and would be refused for so long.
+  bool attach_late = false;
 };
 
 struct Counted {
@@ -49,6 +52,12 @@ class Capture {
 
   // True if pins of an earlier process were found and are in use.
   bool adopted() const;
+  // Whether the pods' connections are asked about: at once, but where the node was not captured before and
+  // `attach_late` is set.
+  bool attached() const;
+  // Puts what attach_late held back into force. What the maps do not name is unknown from then on. Does
+  // nothing the second time. After an error some hooks may be in force: detach_all().
+  Result<> attach();
 
   // Writes the heartbeat (CLOCK_MONOTONIC now). Once a second; after 5 s without it unknown pods pass (not:
   // enrolled).
@@ -96,6 +105,9 @@ class Capture {
   // True if a worker's listener of that kind is published and open.
   bool has_listener(uint64_t netns_cookie, nm_listener kind) const;
 
+  // SO_COOKIE of the listener that is published and open; 0: none.
+  uint64_t listener(uint64_t netns_cookie, nm_listener kind, uint32_t worker) const;
+
   // Ports of pods that kubelet probes.
   Result<> set_probe(const SockAddr& pod_port);
   Result<> clear_probe(const SockAddr& pod_port);
@@ -118,6 +130,12 @@ class Capture {
 
   // Sums over CPUs since the maps were first made (they outlive processes).
   Counted read_counters() const;
+
+  // From now on the kernel's side is another process's, which adopts it: whatever is asked of this object
+  // changes nothing any more and succeeds.
+  void let_go();
+  // Whether another process has beaten since our last heartbeat.
+  bool taken_by_another() const;
 
   // Compares what the kernel runs with what we attached: a missing or replaced program is a problem, a
   // foreign program on the same hook (ours still runs) is information. Cheap enough for once a minute.

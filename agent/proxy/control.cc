@@ -15,6 +15,10 @@ namespace nodemesh::proxy {
 namespace {
 
 constexpr auto kTick = seconds(1);
+// Of a stopping proxy: until the next agent has the pods; then for connections that were on their way here;
+// for those that are open when nobody took over.
+constexpr auto kHandover = seconds(10), kTail = seconds(2), kDrainLimit = seconds(30);
+constexpr auto kNoLimit = std::chrono::hours(24 * 365);
 constexpr uint64_t kTicksPerExpiry = 30;
 // A worker that finished no turn for so many ticks will not come back: its own timer wakes it every second.
 constexpr uint64_t kSilentTicks = 10;
@@ -59,6 +63,7 @@ Control::Control(io::Reactor& reactor, const Clock& clock, ControlOptions option
             options_.warden_uid),
       keys_due_([this] { store_keys(); }),
       ticker_([this] { tick(); }),
+      handover_timer_([this] { drain(superseded_ && link_.connected() ? kNoLimit : kDrainLimit); }),
       drain_timer_([this] { end_drain(); }),
       forsaken_([this] {
         log::warn(log::Component::warden, "no warden came back for 5 s: what is still open is reset");
@@ -120,21 +125,27 @@ void Control::reconfigure() {
   bool changed = translation.snapshot != snapshot_;
   snapshot_ = std::move(translation.snapshot);
   metrics_.set_config(snapshot_->generation(), clock_.wall(), rejected());
-  // What an earlier process left may name pods that are gone: nobody else is told of it.
-  if (slices_ && source_->origin() == kube::Source::Origin::api)
-    slices_->update(source_->store(), *snapshot_);
+  update_slices();
   if (!changed) return;
   access_log_.configure(snapshot_->mesh().access_log.file, log_format(snapshot_->mesh().access_log));
   for (auto& worker : workers_) {
     worker->post([&to = *worker, snapshot = snapshot_]() mutable { to.set_snapshot(std::move(snapshot)); });
   }
-  for (auto& [cookie, announced] : pods_) open_when_known(announced);
+  open_known();
   want_identities();
   log::info(log::Component::config, "configuration in force",
             {{"generation", snapshot_->generation()},
              {"workloads", snapshot_->workloads().size()},
              {"services", snapshot_->services().size()},
              {"rejected", rejected()}});
+}
+
+// As long as another agent serves the node, its slices are its own.
+// What an earlier process left may name pods that are gone: nobody else is told of it.
+void Control::update_slices() {
+  bool first_hand = source_ && source_->origin() == kube::Source::Origin::api;
+  if (slices_ && !standby_ && first_hand && snapshot_->generation() > 0)
+    slices_->update(source_->store(), *snapshot_);
 }
 
 size_t Control::rejected() const {
@@ -205,12 +216,16 @@ void Control::store_keys() {
   keys_kept_ = true;
 }
 
+void Control::ask_kernel_stats() {
+  if (link_.want_kernel_stats()) ++stats_owed_;
+}
+
 void Control::tick() {
-  link_.want_kernel_stats();
+  ask_kernel_stats();
   report_source();
   watch_workers();
   renew_ticket_keys();
-  if (drained_) ask_open();
+  if (draining_) ask_open();
   if (++ticks_ % kTicksPerExpiry == 0) expire_series();
   ticker_.arm(reactor_, kTick);
 }
@@ -283,8 +298,13 @@ void Control::give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Re
 
 void Control::on_warden_connected(const warden::Welcome& welcome) {
   forsaken_.cancel();
+  standby_ = (welcome.flags & warden::Welcome::kStandby) != 0;
+  if (standby_)
+    return log::info(log::Component::warden, "the warden stands by: another agent serves the node");
   log::info(log::Component::warden, "connected to the warden", {{"generation", welcome.generation}});
+  hands_over_ = (welcome.flags & warden::Welcome::kHandsOver) != 0;
   keys_due_.schedule(reactor_);
+  update_slices();
 }
 
 void Control::on_keys(Fd keys) {
@@ -321,6 +341,14 @@ void Control::open_when_known(Announced& announced) {
   if (pods_known_ && snapshot_->generation() > 0) open(announced);
 }
 
+void Control::open_known() {
+  if (!pods_known_ || snapshot_->generation() == 0) return;
+  for (auto& [cookie, announced] : pods_) open(announced);
+  if (taken_up_ || taken_up_after_ > 0) return;
+  ask_kernel_stats();
+  taken_up_after_ = stats_owed_;
+}
+
 void Control::open(Announced& announced) {
   warden::PodListeners listeners = std::exchange(announced.waiting, {});
   const warden::Pod& pod = announced.pod;
@@ -350,6 +378,7 @@ void Control::on_pod_update(warden::Pod pod) {
   for (auto& worker : workers_) worker->post([&to = *worker, pod] { to.update_pod(pod); });
   if (!pod.enrolled)
     log::info(log::Component::proxy, "pod left the mesh", {{"namespace", pod.ns}, {"pod", pod.name}});
+  if (handover_timer_.armed() && !has_enrolled_pods()) drain(kDrainLimit);
 }
 
 void Control::on_pod_gone(uint64_t cookie) {
@@ -375,19 +404,24 @@ void Control::pod_closed(size_t, uint64_t cookie) {
 void Control::on_kernel_stats(const warden::KernelStats& stats) {
   metrics_.set_kernel(std::span(stats.drops).first(NM_REASON_COUNT),
                       std::span(stats.counters).first(NM_COUNT_COUNTERS));
+  if (stats_owed_ > 0) --stats_owed_;
+  if (taken_up_after_ > 0 && --taken_up_after_ == 0) taken_up_ = true;
 }
 
 void Control::on_snapshot_sent() {
   pods_known_ = true;
-  for (auto& [cookie, announced] : pods_) open_when_known(announced);
+  open_known();
   keys_due_.schedule(reactor_);
 }
 
 void Control::on_warden_closed(const Error& why) {
+  stats_owed_ = taken_up_after_ = 0;
   // Whoever waits for sockets must not wait for a warden that never heard of it.
   for (const auto& order : orders_.take_all()) give_sockets(order, {}, Reason::NO_SOCKET);
+  // Nobody is left who would tell of pods that go, or make sockets.
+  if (superseded_ && draining_) drain_timer_.arm(reactor_, kDrainLimit);
   log::warn(log::Component::warden, "the warden is away; what is open goes on", {{"error", why.message}});
-  if (drained_ && !forsaken_.armed()) forsaken_.arm(reactor_, kForsaken);
+  if (drained_ && !superseded_ && !forsaken_.armed()) forsaken_.arm(reactor_, kForsaken);
 }
 
 std::vector<std::string> Control::not_ready() const {
@@ -396,7 +430,8 @@ std::vector<std::string> Control::not_ready() const {
     reasons.push_back("no configuration has been read");
     if (source_ != nullptr) std::ranges::copy(source_->troubles(), std::back_inserter(reasons));
   }
-  if (!pods_known_) reasons.push_back("the warden has not announced this node's pods");
+  if (!pods_known_ && !standby_) reasons.push_back("the warden has not announced this node's pods");
+  if (pods_known_ && !taken_up_) reasons.push_back("the warden has not heard yet that all pods are taken up");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
   for (const auto& status : credentials_.status()) {
     if (status.serial.empty())
@@ -425,7 +460,7 @@ void Control::ask_open() {
     worker->post([this, &of = *worker, total, left] {
       mailbox_.post([this, open = of.open_connections(), total, left] {
         *total += open;
-        if (--*left == 0 && *total == 0 && drained_) drain_timer_.arm(reactor_, milliseconds(0));
+        if (--*left == 0 && *total == 0 && draining_) drain_timer_.arm(reactor_, milliseconds(0));
       });
     });
   }
@@ -435,8 +470,31 @@ void Control::end_drain() {
   if (drained_) std::exchange(drained_, nullptr)();
 }
 
-void Control::drain(milliseconds limit, std::move_only_function<void()> done) {
+bool Control::has_enrolled_pods() const {
+  return std::ranges::any_of(pods_, [](const auto& entry) { return entry.second.pod.enrolled; });
+}
+
+void Control::stop(std::move_only_function<void()> done) {
   drained_ = std::move(done);
+  if (superseded_) return on_superseded();
+  if (!hands_over_ || !link_.connected() || !has_enrolled_pods()) return drain(kDrainLimit);
+  log::info(log::Component::proxy, "stopping when the next agent has the pods");
+  handover_timer_.arm(reactor_, kHandover);
+}
+
+// What was on its way here comes within a moment.
+void Control::on_superseded() {
+  superseded_ = true;
+  slices_.reset();
+  if (!drained_ || draining_) return;
+  log::info(log::Component::proxy,
+            "the next agent has the pods: connections that are open here run to their end");
+  handover_timer_.arm(reactor_, kTail);
+}
+
+void Control::drain(milliseconds limit) {
+  if (std::exchange(draining_, true)) return;
+  handover_timer_.cancel();
   slices_.reset();  // from now on the successor's
   link_.drain();
   for (auto& [cookie, announced] : pods_) announced.ports = {};

@@ -54,10 +54,11 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   // Reads the folder or begins to read the API server, starts the workers, connects to the warden. Errors are
   // one sentence for the operator.
   Result<> start();
-  // No new connections; `done` runs when none is left, `limit` has passed, or the warden has left and nobody
-  // came in its place for 5 s: nobody serves the pods then, and where Kubernetes replaces an agent nobody
-  // will until this process ends.
-  void drain(milliseconds limit, std::move_only_function<void()> done);
+  // No new connections; `done` runs when none is left or 30 s have passed. Where another agent of this node
+  // will accept for the pods, this one goes on until it does, and then keeps what is open without limit, as
+  // long as its warden lives. Where the warden has left and nobody came in its place for 5 s it is over too:
+  // where Kubernetes replaces an agent without overlap nobody will until this process ends.
+  void stop(std::move_only_function<void()> done);
 
   // Ends what is open and joins the workers' threads.
   void stop_workers();
@@ -106,9 +107,14 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void on_keys(Fd keys) override;
   void on_kernel_stats(const warden::KernelStats& stats) override;
   void on_snapshot_sent() override;
+  void on_superseded() override;
   void on_warden_closed(const Error& why) override;
 
   void open_when_known(Announced& announced);
+  void open_known();
+  void drain(milliseconds limit);
+  bool has_enrolled_pods() const;
+  void update_slices();
   void open(Announced& announced);
   void reconfigure();
   void give_sockets(const SocketOrder& order, std::vector<Fd> sockets, Reason reason);
@@ -124,6 +130,7 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void expire_series();
   void report_source();
   void watch_workers();
+  void ask_kernel_stats();
   size_t rejected() const;
 
   io::Reactor& reactor_;
@@ -146,12 +153,18 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   std::vector<std::unique_ptr<Worker>> workers_;
   std::map<uint64_t, Announced> pods_;
   SocketOrders orders_;
+  bool standby_ = false;  // the last word of a warden: another one serves the node
   bool pods_known_ = false, keys_kept_ = false;
+  // The warden answers in order: with that to a question asked after all pods were taken up, they are.
+  bool taken_up_ = false;
+  uint32_t stats_owed_ = 0, taken_up_after_ = 0;
   uint64_t ticks_ = 0;
   std::vector<std::pair<uint64_t, uint64_t>> turns_;  // by worker: the last seen, ticks without another
   io::Deferred keys_due_;  // the warden is to get what is new, once for all news of a turn
   io::Timer ticker_;
-  io::Timer drain_timer_, forsaken_;
+  // How it ends.
+  bool hands_over_ = false, superseded_ = false, draining_ = false;
+  io::Timer handover_timer_, drain_timer_, forsaken_;
   std::move_only_function<void()> drained_;
 };
 

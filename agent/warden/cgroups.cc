@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <fstream>
 
 namespace nodemesh::warden {
@@ -87,6 +88,31 @@ bool has_processes(const std::string& cgroup) {
     if (key == "populated") return value != 0;
   }
   return true;
+}
+
+bool has_others(const std::string& cgroup, int pid) {
+  struct stat directory{};
+  std::ifstream procs(cgroup + "/cgroup.procs");
+  if (!procs) return ::stat(cgroup.c_str(), &directory) == 0;
+  // Processes outside of our pid namespace are all 0.
+  for (int other = 0; procs >> other;) {
+    if (other != pid) return true;
+  }
+  return false;
+}
+
+std::set<uint64_t> cgroups_below(const std::string& cgroup) {
+  std::set<uint64_t> out;
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator below(
+      cgroup, std::filesystem::directory_options::skip_permission_denied, error),
+      end;
+  for (; !error && below != end; below.increment(error)) {
+    struct stat directory{};
+    if (::stat(below->path().c_str(), &directory) == 0 && S_ISDIR(directory.st_mode))
+      out.insert(directory.st_ino);
+  }
+  return out;
 }
 
 std::string pod_above(std::string_view process_cgroup) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,6 +32,11 @@ std::optional<PodCgroup> find_pod_cgroup(const std::string& kubepods, std::strin
 
 // Whether a process is in the group or below; true where the kernel does not say.
 bool has_processes(const std::string& cgroup);
+// Whether one other than `pid` is in the group itself; true where the kernel does not say, unless the group
+// is gone.
+bool has_others(const std::string& cgroup, int pid);
+// Ids of all groups below this one.
+std::set<uint64_t> cgroups_below(const std::string& cgroup);
 // The pod's group that a process is in or below, by its path in the cgroup2 hierarchy as /proc/<pid>/cgroup
 // has it on the host; empty when the path is no pod's. Pure.
 std::string pod_above(std::string_view process_cgroup);

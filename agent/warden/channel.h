@@ -104,6 +104,8 @@ class WardenLinkEvents {
   virtual void on_kernel_stats(const KernelStats& stats) = 0;
   // Every pod known now has been announced.
   virtual void on_snapshot_sent() = 0;
+  // Another agent accepts for all pods of this node; sockets for what is under way can still be had.
+  virtual void on_superseded() = 0;
   // The warden is away (or refused us); listeners stay usable. Reconnecting goes on by itself.
   virtual void on_warden_closed(const Error& why) = 0;
 

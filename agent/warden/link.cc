@@ -213,6 +213,7 @@ void WardenLink::handle(WardenMessage message, std::vector<Fd> descriptors) {
     return events_.on_keys(std::move(descriptors[0]));
   }
   if (auto* stats = std::get_if<KernelStats>(&message)) return events_.on_kernel_stats(*stats);
+  if (std::get_if<Superseded>(&message)) return events_.on_superseded();
   events_.on_snapshot_sent();
 }
 

@@ -114,6 +114,9 @@ Checked check(const KernelStats&, size_t n) {
 Checked check(const SnapshotSent&, size_t n) {
   return check_descriptors("SNAPSHOT_SENT", n, 0, 0);
 }
+Checked check(const Superseded&, size_t n) {
+  return check_descriptors("SUPERSEDED", n, 0, 0);
+}
 
 template <class Variant, class Message>
 Result<Variant> read(std::span<const std::byte> datagram, size_t descriptors) {

@@ -24,7 +24,7 @@
 
 namespace nodemesh::warden {
 
-inline constexpr uint32_t kChannelVersion = 2;
+inline constexpr uint32_t kChannelVersion = 3;
 inline constexpr uint32_t kMaxWorkers = NM_MAX_WORKERS;
 inline constexpr uint32_t kMaxSocketBatch = 64;
 inline constexpr size_t kMaxDescriptors = 253;  // SCM_MAX_FD
@@ -49,6 +49,7 @@ enum class MessageType : uint16_t {
   keys,
   kernel_stats,
   snapshot_sent,
+  superseded,
 };
 
 // What a socket made by the opener is for: `out` towards anything, `in` towards the pod's own application,
@@ -107,7 +108,10 @@ struct WantKernelStats {
 struct Welcome {
   static constexpr auto kType = MessageType::welcome;
   static constexpr uint32_t kFailOpen = 1, kStrict = 2;
-  uint64_t generation = 0;  // of the warden's process, rising
+  static constexpr uint32_t kStandby =
+      4;  // another warden serves the node: nothing else comes here until it ends
+  static constexpr uint32_t kHandsOver = 8;  // SUPERSEDED may come when this agent is told to end
+  uint64_t generation = 0;                   // of the warden's process, rising
   uint32_t version = kChannelVersion;
   uint32_t flags = 0;
 };
@@ -166,10 +170,14 @@ struct SnapshotSent {
   static constexpr auto kType = MessageType::snapshot_sent;
 };
 
+struct Superseded {  // another agent of this node has the pods: drain, without limit while this channel lives
+  static constexpr auto kType = MessageType::superseded;
+};
+
 using ProxyMessage = std::variant<Hello, ReturnListeners, ReturnDone, WantSockets, TakeoverReady, PodGoneAck,
                                   StoreKeys, WantKernelStats>;
 using WardenMessage =
-    std::variant<Welcome, PodAdd, PodUpdate, PodGone, Sockets, Keys, KernelStats, SnapshotSent>;
+    std::variant<Welcome, PodAdd, PodUpdate, PodGone, Sockets, Keys, KernelStats, SnapshotSent, Superseded>;
 
 // Both sides' largest message, header included.
 inline constexpr size_t kMaxMessage = sizeof(Header) + sizeof(KernelStats);

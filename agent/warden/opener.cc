@@ -54,10 +54,12 @@ std::string text_of(const OpenReply& reply) {
   return {reply.message, ::strnlen(reply.message, sizeof reply.message)};
 }
 
-Result<> join(const std::string& cgroup) {
+// 0: the caller.
+Result<> put_into(const std::string& cgroup, pid_t pid) {
   if (cgroup.empty()) return {};
+  const std::string text = std::to_string(pid);
   Fd procs(::open((cgroup + "/cgroup.procs").c_str(), O_WRONLY | O_CLOEXEC));
-  if (!procs || ::write(procs.get(), "0", 1) != 1) {
+  if (!procs || ::write(procs.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
     return fail_errno("joining the proxy's cgroup (--proxy-cgroup) " + cgroup);
   }
   return {};
@@ -90,7 +92,7 @@ void answer(PacketSocket& socket, const Result<std::vector<Fd>>& made) {
 // The child's whole life. It ends with the warden: end of file, or the signal at its parent's death.
 [[noreturn]] void run_child(Fd channel, const std::string& cgroup) {
   PacketSocket socket(std::move(channel));
-  auto joined = join(cgroup);
+  auto joined = put_into(cgroup, 0);
   if (joined) joined = keep_capabilities({CAP_SYS_ADMIN, CAP_NET_ADMIN});
   answer(socket, joined ? Result<std::vector<Fd>>(std::vector<Fd>()) : std::unexpected(joined.error()));
   if (!joined) ::_exit(1);
@@ -152,6 +154,11 @@ Result<std::unique_ptr<Opener>> Opener::start(io::Reactor& reactor, std::string 
 Opener::~Opener() {
   end_child();
   reap(0);
+}
+
+Result<> Opener::move(const std::string& cgroup) {
+  cgroup_ = cgroup;
+  return child_ > 0 ? put_into(cgroup_, child_) : Result<>();
 }
 
 Result<PacketSocket> Opener::spawn() {

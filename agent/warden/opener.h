@@ -32,6 +32,10 @@ class Opener final : private io::EventHandler {
   // `done` is called on a later turn, never from inside; not at all if the Opener is destroyed before.
   void open_listeners(const SocketOrder& order, Done done);
   void open_sockets(const SocketOrder& order, SocketKind kind, Done done);
+  // Moves the child, and those that come after it, to another cgroup2 directory. After an error, that its
+  // successor is born there still holds.
+  Result<> move(const std::string& cgroup);
+  const std::string& cgroup() const { return cgroup_; }
   size_t pending() const { return pending_.size(); }
   pid_t child() const { return child_; }
 
@@ -50,7 +54,7 @@ class Opener final : private io::EventHandler {
   void replace(const Error& why);
 
   io::Reactor& reactor_;
-  const std::string cgroup_;
+  std::string cgroup_;
   const milliseconds limit_;
   pid_t child_ = -1;
   PacketSocket socket_;

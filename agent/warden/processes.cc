@@ -186,6 +186,7 @@ std::vector<int> HostProcesses::named(std::initializer_list<std::string_view> na
 std::optional<uid_t> HostProcesses::user_of(int pid) const {
   std::istringstream lines(read_file(proc_ + "/" + std::to_string(pid) + "/status"));
   for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("State:\tZ") || line.starts_with("State:\tX")) break;
     if (!line.starts_with("Uid:")) continue;
     std::istringstream words(line.substr(4));
     uid_t user = 0;

@@ -35,7 +35,7 @@ class HostProcesses {
   std::string cgroup_of(int pid) const;
   // Ids of all processes that are called one of `names` (comm, proc_pid_comm(5)).
   std::vector<int> named(std::initializer_list<std::string_view> names) const;
-  // Its real user; nothing when the process is gone.
+  // Its real user; nothing when the process has ended.
   std::optional<uid_t> user_of(int pid) const;
   // Of the host's first process, where host-network pods are.
   std::string host_netns_path() const { return netns_path(1); }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,12 +28,17 @@
 namespace nodemesh::warden {
 
 struct WardenOptions {
-  std::string kubepods;        // cgroup2 directory
-  std::string proxy_cgroup;    // cgroup2 directory of proxy and opener
+  std::string kubepods;      // cgroup2 directory
+  std::string proxy_cgroup;  // cgroup2 directory of proxy and opener
+  // Looks for that directory anew: a container that comes back has another. Empty result: there is none now.
+  // Empty function: it never changes.
+  std::function<std::string()> find_proxy;
+  std::string own_cgroup;      // cgroup2 directory of this process; needed with find_proxy
   std::string proc = "/proc";  // the host's procfs; its sys/net may be written
   uint32_t max_workers = kMaxWorkers;
   uint64_t generation = 1;
   bool fail_open = false, strict = false;  // as the kernel was told; passed on for display
+  bool hands_over = false;                 // retire() may be called
 };
 
 class Warden final : private ProxyChannelEvents {
@@ -48,6 +54,10 @@ class Warden final : private ProxyChannelEvents {
   bool has_proxy() const { return !proxies_.empty(); }
   // No pod is in the mesh any more: new connections pass untouched, those that are open go on.
   void release_pods();
+  // Another warden serves the pods from now on. This one changes nothing in the kernel or a namespace any
+  // more, learns of no new pod, and makes sockets for what its proxies have open; it tells them when their
+  // successor accepts for all pods.
+  void retire();
   // Gives every pod's namespace back as it was found, whether a proxy still uses it or not. For a clean end.
   void leave_pods();
 
@@ -95,13 +105,18 @@ class Warden final : private ProxyChannelEvents {
     std::set<uint64_t> told;                    // cookies it was given
     bool joined = false;                        // has been told of the pods: ready, and the source has spoken
     bool snapshot_due = false;
-    bool draining = false;  // has no listeners any more; needs sockets for what is under way
-    uint32_t ordered = 0;   // sockets asked of the opener for it
+    bool superseded = false;  // has been told
+    bool draining = false;    // has no listeners any more; needs sockets for what is under way
+    uint32_t ordered = 0;     // sockets asked of the opener for it
   };
 
   // pods (warden_pods.cc)
   void reconcile();
   void reconcile_pod(LocalPod& pod);
+  void spare_running_pods();
+  void follow_retired();
+  bool is_superseded() const;
+  void forget_dead_agents(uint64_t own);
   void follow_cgroup(LocalPod& pod, bool enrolled);
   Result<> find_namespace(LocalPod& pod);
   Result<FoundNamespace> open_namespace(const LocalPod& pod) const;
@@ -150,6 +165,8 @@ class Warden final : private ProxyChannelEvents {
   bool has_serving_proxy() const;
   void join(Proxy& proxy);
   void announce_to_draining();
+  void follow_proxy();
+  void leave_dead_proxy();
 
   template <class Message>
   void tell_all(const Message& message) {
@@ -169,7 +186,12 @@ class Warden final : private ProxyChannelEvents {
   // Nothing gets into them until their pod is back, opts out, or they are dead.
   std::map<uint64_t, std::string> closed_;
   std::vector<std::unique_ptr<Proxy>> proxies_;
+  std::string proxy_cgroup_;
+  uint64_t agent_ = 0;        // its id
+  bool proxy_moved_ = false;  // perhaps
+  Monotonic::time_point looked_{};
   bool released_ = false;  // pods left the mesh for good
+  bool retired_ = false;
   uint64_t next_proxy_id_ = 1;
   uint32_t workers_ = 0;  // of the proxies that serve, or of the last that did; 0 before the first
   std::string refusal_;   // logged last, of a proxy that keeps trying

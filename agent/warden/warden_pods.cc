@@ -39,6 +39,8 @@ Warden::Warden(io::Reactor& reactor, kernel::Capture& capture, Opener& opener, W
       processes_(options_.proc),
       poll_([this] {
         poll_.arm(reactor_, kPoll);
+        follow_proxy();
+        leave_dead_proxy();
         reconcile();
       }),
       beat_([this] {
@@ -63,12 +65,12 @@ Result<> Warden::start() {
   auto own = own_netns_cookie();
   if (!own) return std::unexpected(std::move(own.error()));
   own_cookie_ = *own;
-  auto agent = kernel::cgroup_id(options_.proxy_cgroup);
+  proxy_cgroup_ = options_.proxy_cgroup;
+  auto agent = kernel::cgroup_id(proxy_cgroup_);
   if (!agent) return std::unexpected(std::move(agent.error()));
-  for (uint64_t id : capture_.agents()) {
-    if (id != *agent) check(capture_.remove_agent(id), "old agent cgroup");
-  }
-  if (auto ok = capture_.add_agent(*agent); !ok) return ok;
+  forget_dead_agents(*agent);
+  agent_ = *agent;
+  if (auto ok = capture_.add_agent(agent_); !ok) return ok;
   if (auto ok = capture_.beat(); !ok) return ok;
   if (auto ok = watch_.start(); !ok) return ok;
   poll_.arm(reactor_, kPoll);
@@ -76,6 +78,17 @@ Result<> Warden::start() {
   audit_.arm(reactor_, kAudit);
   orphaned_.arm(reactor_, kOrphaned);
   return {};
+}
+
+// An agent before us may have connections yet.
+void Warden::forget_dead_agents(uint64_t own) {
+  auto agents = capture_.agents();
+  std::erase(agents, own);
+  if (agents.empty()) return;
+  auto alive = cgroups_below(options_.kubepods);
+  for (uint64_t id : agents) {
+    if (!alive.contains(id)) check(capture_.remove_agent(id), "old agent cgroup");
+  }
 }
 
 void Warden::check(const Result<>& done, std::string_view what) {
@@ -86,7 +99,9 @@ void Warden::complain(LocalPod& pod, const std::string& why, log::Level level) {
   if (pod.complaint == why) return;
   pod.complaint = why;
   if (why.empty()) return;
-  log::write(log::Component::warden, level, "pod cannot be enrolled and is denied until it can",
+  log::write(log::Component::warden, level,
+             pod.live ? "pod cannot be enrolled and stays outside the mesh until it can"
+                      : "pod cannot be enrolled and is denied until it can",
              {{"pod", name_of(*pod.wanted)}, {"reason", why}});
 }
 
@@ -115,6 +130,7 @@ void Warden::set_pods(LocalPods pods) {
   std::set<std::string_view> named;
   for (auto& workload : pods) {
     named.insert(workload->uid);
+    if (retired_ && !pods_.contains(workload->uid)) continue;
     LocalPod& pod = pods_[workload->uid];
     pod.wanted = std::move(workload);
   }
@@ -126,6 +142,7 @@ void Warden::set_pods(LocalPods pods) {
     forget(entry->second);
     entry = pods_.erase(entry);
   }
+  if (!capture_.attached()) spare_running_pods();
   reconcile();
   finish_snapshots();
   if (!first) return;
@@ -134,7 +151,17 @@ void Warden::set_pods(LocalPods pods) {
   }
 }
 
+// Before this node is captured: what runs here ran outside the mesh until now, and goes on so until the proxy
+// is ready for it.
+void Warden::spare_running_pods() {
+  for (auto& [uid, pod] : pods_) {
+    auto cgroup = find_pod_cgroup(options_.kubepods, uid);
+    if (cgroup && has_processes(cgroup->path)) follow_cgroup(pod, false);
+  }
+}
+
 void Warden::reconcile() {
+  if (retired_) return follow_retired();
   if (!sourced_) return;
   finish_leaving();
   sweep_closed();
@@ -402,7 +429,9 @@ void Warden::finish_leaving() {
       ++entry;
       continue;
     }
-    if (auto removed = remove_source_route(leaving.netns.fd.get(), options_.proc); !removed) {
+    if (retired_) {
+      // The successor's sessions may need it.
+    } else if (auto removed = remove_source_route(leaving.netns.fd.get(), options_.proc); !removed) {
       log::debug(log::Component::warden, removed.error().message, {{"uid", leaving.uid}});
     }
     entry = leaving_.erase(entry);
@@ -418,6 +447,28 @@ void Warden::release_pods() {
   }
   set_pods(std::move(pods));
   released_ = true;
+}
+
+void Warden::retire() {
+  retired_ = true;
+  capture_.let_go();
+  for (io::Timer* timer : {&beat_, &audit_, &orphaned_}) timer->cancel();
+}
+
+void Warden::follow_retired() {
+  finish_leaving();
+  for (auto& [uid, pod] : pods_) {
+    if (!pod.netns) continue;
+    if (!still_there(pod))
+      lose(pod);
+    else if (!wants_capture(*pod.wanted))
+      unenrol(pod);
+  }
+  if (!is_superseded()) return;
+  for (auto& proxy : proxies_) {
+    if (proxy->phase == Proxy::Phase::ready && !std::exchange(proxy->superseded, true))
+      proxy->channel->send(Superseded{});
+  }
 }
 
 void Warden::leave_pods() {

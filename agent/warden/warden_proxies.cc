@@ -18,10 +18,11 @@
 namespace nodemesh::warden {
 namespace {
 
-constexpr size_t kMaxProxies = 8;       // generations that drain, and then some
-constexpr size_t kMaxReturned = 1024;   // pods per node are fewer
-constexpr size_t kMaxLag = 256;         // messages a proxy may leave unread before its wishes are refused
-constexpr uint32_t kMaxOrdered = 4096;  // sockets on their way to one proxy
+constexpr size_t kMaxProxies = 8;        // generations that drain, and then some
+constexpr size_t kMaxReturned = 1024;    // pods per node are fewer
+constexpr size_t kMaxLag = 256;          // messages a proxy may leave unread before its wishes are refused
+constexpr uint32_t kMaxOrdered = 4096;   // sockets on their way to one proxy
+constexpr auto kLookAgain = seconds(1);  // for the proxy's cgroup: it reads much
 constexpr off_t kMaxKeys = 16 << 20;
 constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
@@ -109,7 +110,7 @@ void Warden::on_proxy_closed(ProxyChannel& channel, const Error& why) {
     log::info(log::Component::warden, "proxy left", {{"pid", channel.peer()}, {"reason", why.message}});
   for (auto& [cookie, leaving] : leaving_) leaving.waiting.erase(&channel);
   std::erase_if(proxies_, [&](const auto& one) { return one.get() == proxy; });
-  if (served && !has_serving_proxy()) orphaned_.arm(reactor_, kOrphaned);
+  if (served && !has_serving_proxy() && !retired_) orphaned_.arm(reactor_, kOrphaned);
 }
 
 // Nobody came back in time: without entries the kernel refuses, or passes, as its flag says.
@@ -159,6 +160,34 @@ void Warden::on_hello(Proxy& proxy, const Hello& hello) {
   }
   proxy.workers = hello.workers;
   proxy.phase = Proxy::Phase::returning;
+  proxy_moved_ = true;
+  follow_proxy();
+}
+
+// A proxy whose container was made anew is in another cgroup: the kernel must know its sockets by that one,
+// and what the opener makes belongs there.
+void Warden::follow_proxy() {
+  if (!options_.find_proxy || !proxy_moved_ || reactor_.now() - looked_ < kLookAgain) return;
+  looked_ = reactor_.now();
+  std::string now = options_.find_proxy();
+  if (now.empty()) return;
+  auto id = kernel::cgroup_id(now);
+  if (!id) return;
+  proxy_moved_ = false;
+  if (opener_.cgroup() != now) check(opener_.move(now), "moving the opener to the proxy's cgroup");
+  if (now == proxy_cgroup_) return;
+  check(capture_.add_agent(*id), "naming the proxy's cgroup");
+  if (auto old = std::exchange(agent_, *id); old != *id)
+    check(capture_.remove_agent(old), "forgetting the proxy's old cgroup");
+  log::info(log::Component::warden, "the proxy has another cgroup", {{"cgroup", now}});
+  proxy_cgroup_ = std::move(now);
+}
+
+// As long as the opener is in it, the runtime cannot remove the cgroup of a container that has ended.
+void Warden::leave_dead_proxy() {
+  if (!options_.find_proxy || !proxies_.empty() || opener_.cgroup() != proxy_cgroup_) return;
+  if (!has_others(proxy_cgroup_, opener_.child()))
+    check(opener_.move(options_.own_cgroup), "moving the opener out of the proxy's cgroup");
 }
 
 void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors) {
@@ -181,10 +210,10 @@ void Warden::on_return_done(Proxy& proxy) {
   refusal_.clear();
   log::info(log::Component::warden, "proxy connected",
             {{"pid", proxy.channel->peer()}, {"workers", proxy.workers}});
-  bool fail_open = options_.fail_open, strict = options_.strict;
-  proxy.channel->send(
-      Welcome{.generation = options_.generation,
-              .flags = (fail_open ? Welcome::kFailOpen : 0) | (strict ? Welcome::kStrict : 0)});
+  proxy.channel->send(Welcome{.generation = options_.generation,
+                              .flags = (options_.fail_open ? Welcome::kFailOpen : 0) |
+                                       (options_.strict ? Welcome::kStrict : 0) |
+                                       (options_.hands_over ? Welcome::kHandsOver : 0)});
   send_keys(proxy);
   if (!proxy.draining) orphaned_.cancel();
   if (sourced_) join(proxy);
@@ -268,6 +297,17 @@ void Warden::on_listeners(const std::string& uid, uint64_t cookie, Result<std::v
     if (proxy->joined && !proxy->draining) announce(*proxy, pod);
   }
   finish_snapshots();
+}
+
+// A listener of ours that is still in force serves a pod that the successor does not have yet.
+bool Warden::is_superseded() const {
+  return capture_.taken_by_another() && std::ranges::none_of(pods_, [&](const auto& entry) {
+           const LocalPod& pod = entry.second;
+           if (!pod.netns || !pod.published) return false;
+           auto now = capture_.listener(pod.netns->cookie, NM_LISTENER_OUTBOUND, 0);
+           return now ==
+                  option<uint64_t>(pod.listeners[NM_LISTENER_OUTBOUND][0].get(), SOL_SOCKET, SO_COOKIE);
+         });
 }
 
 void Warden::finish_snapshots() {

@@ -136,6 +136,34 @@ TEST_CASE("pins of another version are taken over: pods stay closed until they a
   CHECK(problems(world.capture().audit()) == 0);
 }
 
+TEST_CASE("a node that was never captured waits for the word, and one that was does not") {
+  World world;
+  auto options = world.options();
+  options.attach_late = true;
+  Fd server = world.stranger->listen(at("10.66.0.1:7000"), AF_INET);
+  {
+    auto first = kernel::Capture::open(options);
+    if (!first) FAIL(first.error().message);
+    CHECK_FALSE((*first)->attached());
+    CHECK(world.app->connect(at("10.66.0.1:7000")).error == 0);
+  }
+  // Its maps are pinned, and nothing is in force.
+  auto next = kernel::Capture::open(options);
+  if (!next) FAIL(next.error().message);
+  CHECK_FALSE((*next)->attached());
+  CHECK(world.app->connect(at("10.66.0.1:7000")).error == 0);
+  REQUIRE((*next)->attach());
+  CHECK((*next)->attached());
+  CHECK(problems((*next)->audit()) == 0);
+  CHECK(world.app->connect(at("10.66.0.1:7000")).error == EPERM);
+  REQUIRE((*next)->attach());
+  next->reset();
+  auto last = kernel::Capture::open(options);
+  if (!last) FAIL(last.error().message);
+  CHECK((*last)->attached());
+  CHECK(world.app->connect(at("10.66.0.1:7000")).error == EPERM);
+}
+
 TEST_CASE("steering of a namespace that died while no warden ran is swept at the next start") {
   World world;
   world.open();

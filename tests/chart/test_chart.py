@@ -13,7 +13,8 @@ from charts import CHART, PROFILES, ROOT
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
 EVERYTHING = ("-f", f"{CHART}/profiles/monitoring.yaml", "-f", f"{CHART}/profiles/strict.yaml",
               "--set", "resourceQuota.enabled=true,logFormat=json,agent.warden.failOpen=true,agent.proxy.workers=2,"
-              "ca.serverName=ca,ca.clusterId=east,agent.warden.allowHybridCgroups=true")
+              "ca.serverName=ca,ca.clusterId=east,agent.warden.allowHybridCgroups=true,unknownPeer=plaintext,"
+              "clusterCIDRs={10.8.0.0/14,fd00:8::/56}")
 
 
 def pods(objects):
@@ -47,7 +48,8 @@ def test_a_second_render_is_the_same_and_names_every_object_once(helm, profile):
 @pytest.mark.parametrize("setting, said", [
     ("agent.warden.failopen=true", "failopen"), ("agents.x=1", "agents"), ("controller.replicas=many", "replicas"),
     ("agent.proxy.certificateLifetime=1 day", "certificateLifetime"), ("image.pullPolicy=Sometimes", "pullPolicy"),
-    ("image.repository=example.com/nodemesh:1", "repository"), ("agent.proxy.extraArgs={workers}", "extraArgs")])
+    ("image.repository=example.com/nodemesh:1", "repository"), ("agent.proxy.extraArgs={workers}", "extraArgs"),
+    ("clusterCIDRs={10.8.0.0}", "clusterCIDRs"), ("unknownPeer=refuse", "unknownPeer")])
 def test_a_value_that_does_not_exist_or_has_the_wrong_type_is_refused_by_name(helm, setting, said):
     done = helm.run("template", CHART, "--kube-version", "1.34", "--set", setting, check=False)
     assert done.returncode != 0 and said in done.stderr
@@ -140,6 +142,14 @@ def test_agents_run_on_every_node_and_are_the_last_to_go(helm):
     assert pod["terminationGracePeriodSeconds"] == 86400
     source, = next(volume for volume in pod["volumes"] if volume["name"] == "ca-token")["projected"]["sources"]
     assert source["serviceAccountToken"]["audience"] == "istio-ca"
+
+
+def test_the_proxy_is_told_where_pods_are_and_what_becomes_of_unknown_ones(helm):
+    def told(*more):
+        return [word for word in containers(helm.objects(*more))["proxy"]["args"] if word.startswith(("--cluster", "--unkn"))]
+
+    assert told() == ["--unknown-peer=hold"]
+    assert told(*EVERYTHING) == ["--cluster-cidr=10.8.0.0/14", "--cluster-cidr=fd00:8::/56", "--unknown-peer=plaintext"]
 
 
 def test_the_admission_policy_knows_the_writers_by_the_releases_namespace(helm):

@@ -3,6 +3,7 @@ The tests stand in the order of a user's day; the last one uninstalls."""
 
 import pytest
 import yaml
+from load import Load
 from minicluster import workloads
 from minicluster.mesh import LABEL, NAMESPACE, PROFILES, Mesh, ask, wire
 from minicluster.plan import bracketed
@@ -138,11 +139,54 @@ def test_an_agent_cannot_read_secrets_or_write_another_nodes_slices(cluster, mes
         annotate("node2-0")
 
 
-def test_upgrade_with_other_values_replaces_every_agent(cluster, mesh, labelled):
+def test_a_proxy_container_that_dies_as_a_whole_is_followed_into_its_new_cgroup(cluster, mesh, labelled):
+    client, server, _ = labelled
+    node = next(node for node in cluster.nodes if node.name == client.node_name)
+
+    def agent():
+        return next(agent for agent in mesh.agents() if agent.node_name == node.name)
+
+    def containers():
+        return {one["name"]: (one["containerID"].split("//")[1], one["restartCount"])
+                for one in agent().object["status"]["containerStatuses"]}
+
+    def groups(container):
+        return node.run(["find", node.cgroup2, "-type", "d", "-name", f"*{container}*"]).stdout.split()
+
+    before = containers()
+    assert groups(before["proxy"][0])
+    node.run(["ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", before["proxy"][0]])
+    cluster.wait(lambda: containers()["proxy"][1] > before["proxy"][1], 60, "the proxy's container is back")
+    # A proxy whose connections were taken for the pod's own would get its own traffic.
+    with wire(cluster, labelled) as capture:
+        cluster.wait(lambda: ask(client, f"http://{server.ipv4}:8080/again"), 30, "traffic through the new container")
+    capture.report().require_hbone_only()
+    assert containers()["warden"] == before["warden"]
+    cluster.wait(lambda: not groups(before["proxy"][0]), 30, "the old container's cgroup is gone")
+
+
+def test_upgrade_with_other_values_replaces_every_agent_and_no_connection_under_load_notices(
+        cluster, mesh, labelled):
     before = {agent.uid for agent in mesh.agents()}
-    mesh.upgrade("--set", "agent.podLabels.round=two")
-    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
-    assert before.isdisjoint(agent.uid for agent in mesh.agents())
+
+    def left():
+        """The agents from before that are still there, and whether each was told to end."""
+        return {pod.uid: "deletionTimestamp" in pod.object["metadata"]
+                for pod in cluster.pods("app.kubernetes.io/component=agent", NAMESPACE) if pod.uid in before}
+
+    loads = [Load(cluster, "bazaar", pod.node_name, [server.ipv4 for server in labelled]) for pod in labelled[:2]]
+    try:
+        mesh.upgrade("--set", "agent.podLabels.round=two")
+        cluster.ready_pods("round=two", NAMESPACE, count=3, seconds=240)
+        cluster.wait(lambda: all(left().values()), 60, "every old agent was told to end")
+        for counts in [load.more(200) for load in loads]:
+            assert not counts["errors"], counts
+        assert left(), "the old agents keep the connections that they have"
+    finally:
+        for load in loads:
+            load.close()
+    cluster.wait(lambda: not left(), 90, "the old agents end with their last connections")
+    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE)
     pods = echoes(cluster)
     with wire(cluster, pods) as capture:
         for client in pods:

@@ -1,7 +1,8 @@
-"""A stand-in for the Kubernetes API server, over TLS on loopback: the few endpoints that the controller asks, with
+"""A stand-in for the Kubernetes API server, over TLS on loopback: the few endpoints that controller and warden ask, with
 resourceVersions, conflicts and a watch of Pods. Objects are dicts by path; tests change them through put and delete."""
 
 import base64
+import contextlib
 import json
 import queue
 import ssl
@@ -9,7 +10,11 @@ import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import netns
+
 PODS = "/api/v1/pods"
+# Listed, and watched without ever a change.
+STILL = {"/api/v1/namespaces": ("v1", "Namespace"), "/apis/node.k8s.io/v1/runtimeclasses": ("node.k8s.io/v1", "RuntimeClass")}
 
 
 def encoded(files):
@@ -17,7 +22,8 @@ def encoded(files):
 
 
 class KubeApi:
-    def __init__(self, credential, root_file):
+    def __init__(self, credential, root_file, namespace=None):
+        """namespace: the network namespace (by name) on whose loopback it listens, instead of the caller's."""
         self.lock = threading.RLock()
         self.objects = {}
         self.tokens = {}  # bearer token -> (user, pod name, pod uid, audience)
@@ -31,7 +37,8 @@ class KubeApi:
         class Handler(_Handler):
             api = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        with netns.entered(namespace) if namespace else contextlib.nullcontext():
+            self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(credential.chain_file, credential.key_file)
@@ -42,7 +49,7 @@ class KubeApi:
 
     def close(self):
         with self.lock:
-            for watcher in self._watchers:
+            for watcher, _ in self._watchers:
                 watcher.put(None)
         self._server.shutdown()
         self._server.server_close()
@@ -95,7 +102,7 @@ class KubeApi:
 
     def _tell(self, path, event, thing):
         if "/pods/" in path:
-            for watcher in self._watchers:
+            for watcher in (one for one, pods in self._watchers if pods):
                 watcher.put(json.dumps({"type": event, "object": thing}))
 
     def pods(self, ns=None, node=None):
@@ -143,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("watch") in ("1", "true"):
             if query.get("sendInitialEvents") == "true":
                 return self._refuse(422, "sendInitialEvents is forbidden")
-            return self._watch(query)
+            return self._watch(url.path, query)
         with self.api.lock:
             status, answer = getattr(self, f"_{self.command.lower()}")(url.path, query, body)
         if status >= 400:
@@ -159,6 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
             pods = self.api.pods(None if path == PODS else parts[4], node)
             return 200, {"apiVersion": "v1", "kind": "PodList",
                          "metadata": {"resourceVersion": str(self.api._version)}, "items": pods}
+        if path in STILL:
+            version, kind = STILL[path]
+            return 200, {"apiVersion": version, "kind": f"{kind}List",
+                         "metadata": {"resourceVersion": str(self.api._version)},
+                         "items": [thing for where, thing in sorted(self.api.objects.items())
+                                   if where.rpartition("/")[0] == path]}
         if path not in self.api.objects:
             return 404, f"{path} not found"
         return 200, self.api.objects[path]
@@ -178,14 +191,14 @@ class _Handler(BaseHTTPRequestHandler):
             return 409, "the object has been modified"
         return 200, self.api.put(path, body)
 
-    def _watch(self, query):
+    def _watch(self, path, query):
         events = queue.Queue()
         since = int(query.get("resourceVersion") or 0)
         with self.api.lock:
-            for pod in self.api.pods():
+            for pod in self.api.pods() if path not in STILL else []:
                 if int(pod["metadata"]["resourceVersion"]) > since:
                     events.put(json.dumps({"type": "MODIFIED", "object": pod}))
-            self.api._watchers.append(events)
+            self.api._watchers.append((events, path not in STILL))
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
@@ -198,5 +211,5 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             with self.api.lock:
-                self.api._watchers.remove(events)
+                self.api._watchers.remove((events, path not in STILL))
         self.close_connection = True

@@ -68,12 +68,12 @@ struct FakeWarden final : warden::ProxyChannelEvents {
 };
 
 struct World {
-  explicit World(kube::SourceChoice source = {})
+  explicit World(kube::SourceChoice source = {}, uint32_t welcome = 0)
       : choice(source == kube::SourceChoice{} ? kube::SourceChoice{.folder = node.path + "/config"}
                                               : source) {
     REQUIRE(control.start());
     until([&] { return warden.has<warden::ReturnDone>(); });
-    warden.channel->send(warden::Welcome{});
+    warden.channel->send(warden::Welcome{.flags = welcome});
     warden.channel->send(warden::Keys{});
   }
   ~World() { control.stop_workers(); }
@@ -154,4 +154,51 @@ TEST_CASE("a pod that goes before all are known is never accepted for") {
   world.warden.channel->send(warden::SnapshotSent{});
   world.settle();
   CHECK_FALSE(world.warden.has<warden::TakeoverReady>());
+}
+
+TEST_CASE("a process whose warden stands by for another is ready without pods") {
+  World world({}, warden::Welcome::kStandby);
+  world.until([&] { return world.control.not_ready().empty(); });
+  CHECK_FALSE(world.warden.has<warden::StoreKeys>());
+  world.warden.channel.reset();
+  world.warden.heard.clear();
+  world.until([&] { return world.warden.has<warden::ReturnDone>(); });
+  CHECK(world.control.not_ready().empty());
+  world.warden.channel->send(warden::Welcome{});
+  world.until([&] { return !world.control.not_ready().empty(); });
+}
+
+TEST_CASE("a process that is told to end accepts until the next agent has the pods") {
+  World world({}, warden::Welcome::kHandsOver);
+  world.warden.announce(11);
+  world.warden.channel->send(warden::SnapshotSent{});
+  world.until([&] { return world.warden.has<warden::TakeoverReady>(); });
+  bool ended = false;
+  world.control.stop([&] { ended = true; });
+  world.settle();
+  CHECK_FALSE(world.control.listeners().empty());
+  CHECK_FALSE(ended);
+  world.warden.channel->send(warden::Superseded{});
+  world.until([&] { return world.control.listeners().empty(); });
+  world.until([&] { return ended; });
+}
+
+TEST_CASE("a process whose pods leave the mesh, or that has none, waits for no other agent") {
+  World world({}, warden::Welcome::kHandsOver);
+  SUBCASE("they leave") {
+    world.warden.announce(11);
+    world.warden.channel->send(warden::SnapshotSent{});
+    world.until([&] { return world.warden.has<warden::TakeoverReady>(); });
+  }
+  SUBCASE("it has none") {
+    world.warden.channel->send(warden::SnapshotSent{});
+  }
+  world.settle();
+  bool ended = false;
+  world.control.stop([&] { ended = true; });
+  if (!world.control.listeners().empty()) {
+    world.warden.channel->send(warden::PodUpdate{warden::to_record(
+        {.cookie = 11, .uid = "11", .ns = "shop", .name = "web", .addresses = {Addr::v4(127, 0, 0, 1)}})});
+  }
+  world.until([&] { return ended; });
 }

@@ -30,6 +30,7 @@ struct TempDir {
 // The proxy's side: remembers what it was told.
 struct Told final : WardenLinkEvents {
   int connected = 0, snapshots = 0, keys = 0, closed = 0;
+  bool superseded = false;
   Fd last_keys;
   std::vector<Pod> added, updated;
   std::vector<PodListeners> listeners;
@@ -54,6 +55,7 @@ struct Told final : WardenLinkEvents {
   }
   void on_kernel_stats(const KernelStats&) override {}
   void on_snapshot_sent() override { ++snapshots; }
+  void on_superseded() override { superseded = true; }
   void on_warden_closed(const Error& error) override {
     ++closed;
     why = error.message;
@@ -158,6 +160,9 @@ TEST_CASE("a proxy greets, is welcomed and gets a pod with its listeners by kind
   CHECK(f.told.added[0] == pod_with(42));
   link.takeover_ready(42);
   CHECK(f.until([&] { return f.heard.count<TakeoverReady>() == 1; }));
+  CHECK_FALSE(f.told.superseded);
+  f.heard.channel->send(Superseded{});
+  CHECK(f.until([&] { return f.told.superseded; }));
 }
 
 TEST_CASE("a link without a warden keeps trying and says once why") {

@@ -26,9 +26,6 @@ struct Tree {
   }
 };
 
-constexpr const char* kUid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
-constexpr const char* kUnderscored = "6ba7b810_9dad_11d1_80b4_00c04fd430c8";
-
 }  // namespace
 
 TEST_CASE("a pod's processes are those of its containers, whatever the runtime calls their directories") {
@@ -76,32 +73,6 @@ TEST_CASE("a directory's path in the hierarchy follows from where that is mounte
   CHECK(cgroup_path_of(container, "/host/sys/fs/cgroup/kubepods/podx") == "/kubepods/podx");
   CHECK(cgroup_path_of(container, "/host pods/podx") == "/kubepods/podx");
   CHECK(cgroup_path_of("", "/x").empty());
-}
-
-TEST_CASE("kubepods is found above a pod's process, in every layout") {
-  std::string cgroupfs = std::string("/kubepods/burstable/pod") + kUid + "/4f0c1e";
-  CHECK(kubepods_above(cgroupfs) == "/kubepods");
-  CHECK(kubepods_above(std::string("/kubepods/pod") + kUid + "/4f0c1e") == "/kubepods");
-  std::string systemd = std::string("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod") +
-                        kUnderscored + ".slice/cri-containerd-4f0c1e.scope";
-  CHECK(kubepods_above(systemd) == "/kubepods.slice");
-  CHECK(kubepods_above(std::string("/kubepods.slice/kubepods-pod") + kUnderscored + ".slice/crio-1.scope") ==
-        "/kubepods.slice");
-  // A node in a container of another cluster: ours is the innermost.
-  CHECK(
-      kubepods_above("/kubepods/pod1/x/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod2.slice/y") ==
-      "/kubepods/pod1/x/kubelet.slice/kubelet-kubepods.slice");
-  CHECK(kubepods_above("/user.slice/session-1.scope").empty());
-  CHECK(kubepods_above("/system.slice/podman.service").empty());
-  CHECK(kubepods_above("/").empty());
-}
-
-TEST_CASE("the pod that a process is in is found at any depth below it") {
-  CHECK(pod_above("/kubepods/burstable/podx/4f0c1e") == "/kubepods/burstable/podx");
-  CHECK(pod_above("/kubepods.slice/kubepods-podx.slice/crio-1.scope/container") ==
-        "/kubepods.slice/kubepods-podx.slice");
-  CHECK(pod_above("/kubepods/podx") == "/kubepods/podx");
-  CHECK(pod_above("/system.slice/podman.service").empty());
 }
 
 TEST_CASE("kubelet is root's process of that name, and never one in a pod") {
