@@ -16,7 +16,7 @@ class Claims {
  public:
   explicit Claims(Reports& reports) : reports_(reports) {}
 
-  // `what` as in "uid 1". `field` is a literal. Call in the order of age; the first call wins. Reports at
+  // `what` as in "uid 1". `field` outlives this. Call in the order of age; the first call wins. Reports at
   // `field` and returns false when another object has it.
   bool take(const std::string& what, const kube::Object& object, const char* field);
   bool take(const Addr& address, const kube::Object& object, const char* field);

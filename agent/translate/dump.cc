@@ -1,6 +1,8 @@
 #include "translate/dump.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 namespace nodemesh::translate {
 namespace {
@@ -192,7 +194,11 @@ json to_json(const model::Service& service) {
 json to_json(const model::Snapshot& snapshot) {
   json out = {{"mesh", mesh_json(snapshot.mesh())}};
   put(out, "node", snapshot.node());
-  out["workloads"] = list(snapshot.workloads(), [](const auto& workload) { return to_json(*workload); });
+  auto workloads = snapshot.workloads();
+  std::ranges::sort(workloads, [](const auto& a, const auto& b) {
+    return std::tie(a->ns, a->name, a->origin.name) < std::tie(b->ns, b->name, b->origin.name);
+  });
+  out["workloads"] = list(workloads, [](const auto& workload) { return to_json(*workload); });
   out["services"] = list(snapshot.services(), [](const auto& service) { return to_json(*service); });
   return out;
 }

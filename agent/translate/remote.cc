@@ -1,6 +1,7 @@
 #include "translate/remote.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 #include <span>
@@ -161,10 +162,20 @@ class Remote {
     workload.addresses = std::move(addresses);
     workload.mesh = said.pod->mesh ? Mesh::hbone : Mesh::none;
     workload.enrolled = said.pod->mesh;
+    workload.origin.section = section(said);
     name_pod(workload, said.common());
     auto same = std::ranges::find_if(before.pods, [&](const auto& old) { return old && *old == workload; });
     if (same != before.pods.end()) return *same;
     return std::make_shared<const Workload>(std::move(workload));
+  }
+
+  static model::Text section(const Said& said) {
+    static const auto kSections = [] {
+      std::array<model::Text, kPodsPerSlice> out;
+      for (size_t i = 0; i < out.size(); ++i) out[i] = "spec.pods[" + std::to_string(i) + "]";
+      return out;
+    }();
+    return said.index < kSections.size() ? kSections[said.index] : model::Text(said.field());
   }
 
   Workload in_common(const WorkloadSliceSpec::Template& from, const Shares& shares,

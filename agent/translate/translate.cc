@@ -204,7 +204,7 @@ class Translator {
       auto found = by_address_.find(vip);
       if (found == by_address_.end() || found->second->origin.kind != "WorkloadSlice") continue;
       const auto* slice = store_.find("WorkloadSlice", "", found->second->origin.name);
-      if (slice) claims_.take(vip, *slice->object, "spec.pods");
+      if (slice) claims_.take(vip, *slice->object, found->second->origin.section.str().c_str());
     }
   }
 

@@ -10,7 +10,6 @@ from minicluster import bookshop, workloads
 from minicluster.bookshop import BOOKS, SPACE, Shop, on
 from minicluster.mesh import LABEL, NAMESPACE, Mesh, Wires, ask, wire
 from minicluster.plan import bracketed
-from waiting import FACTOR
 
 FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 
@@ -360,14 +359,13 @@ def test_a_node_that_lost_its_power_comes_back_into_the_mesh_with_its_pods(clust
     wires.require_hbone_only()
 
 
-def test_an_upgrade_under_load_replaces_agents_and_controllers_and_what_it_costs_is_bounded(cluster, mesh, shop, capsys):
-    """What is counted here is to become zero when two agents can serve a node at once."""
+def test_an_upgrade_under_load_replaces_agents_and_controllers_and_costs_no_request(cluster, mesh, shop, capsys):
     pod, agents = load(cluster, shop, "upgrader"), {agent.uid for agent in mesh.agents()}
     before = tally(pod)
     mesh.upgrade("--set", "agent.podLabels.round=two", "--set", "controller.podLabels.round=two")
-    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
     cluster.rollout("deployment/nodemesh-controller", NAMESPACE, seconds=120)
-    assert agents.isdisjoint(agent.uid for agent in mesh.agents())
+    cluster.wait(lambda: all("deletionTimestamp" in one.object["metadata"] for one in cluster.pods(
+        "app.kubernetes.io/component=agent", NAMESPACE) if one.uid in agents), 240, "every old agent was told to end")
     asked = tally(pod)["requests"]
     cluster.wait(lambda: tally(pod)["requests"] > asked + 50, 30, "requests go on")
     settled, met = tally(pod), since(pod, before)
@@ -378,8 +376,11 @@ def test_an_upgrade_under_load_replaces_agents_and_controllers_and_what_it_costs
     report = capture.report()
     assert report.application_records and not leaks(report)
     assert tally(pod)["failures"] == settled["failures"]
-    assert sum(met["ends"].values()) <= 12 and met["longest gap ms"] < 30000 * FACTOR
+    assert not met["failures"] and not met["ends"], met
     pod.delete()
+    # An agent that was replaced stays until its last connection has ended.
+    cluster.rollout("daemonset/nodemesh-agent", NAMESPACE, seconds=240)
+    assert agents.isdisjoint(agent.uid for agent in mesh.agents())
 
 
 def test_the_cron_job_has_run_by_the_clock_meanwhile(cluster, shop):
