@@ -165,9 +165,9 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
 
   auto* completion_command =
       add_command(app, "completion", "print a completion script, e.g. `source <(meshctl completion bash)`");
-  completion_command->add_option("shell", parsed.shell, "bash, zsh or fish")
+  completion_command->add_option("shell", parsed.shell, "bash, zsh, fish, or kubectl for its plugin")
       ->required()
-      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+      ->check(CLI::IsMember({"bash", "zsh", "fish", "kubectl"}));
   completion_command->callback([&] { parsed.chosen = [&] { return completion(context, parsed.shell); }; });
 
 #ifdef NODEMESH_NODE_RUN

@@ -30,6 +30,12 @@ constexpr std::string_view kFish =
     R"sh(complete -c meshctl -f -a '(meshctl __complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
 )sh";
 
+// kubectl asks a program of the name kubectl_complete-mesh; ":4" says that file names are no candidates.
+constexpr std::string_view kKubectl = R"sh(#!/bin/sh
+kubectl-mesh __complete -- "$@" 2>/dev/null
+echo :4
+)sh";
+
 std::vector<std::string> values_of(const Context& context, std::string_view command, std::string_view after) {
   if (after == "-o" || after == "--output") return {"table", "json", "yaml", "wide"};
   if (after == "--node") {
@@ -40,7 +46,9 @@ std::vector<std::string> values_of(const Context& context, std::string_view comm
     return names;
   }
   if (command == "get") return row_kinds();
-  if (command == "completion") return {"bash", "zsh", "fish"};
+  if (command == "completion") return {"bash", "zsh", "fish", "kubectl"};
+  if (command == "enroll" || command == "unenroll")
+    return {"namespace", "deployment/", "statefulset/", "daemonset/", "pod/"};
   if (command != "set") return {};
   std::vector<std::string> names;
   if (after == "set") {
@@ -65,7 +73,7 @@ const CLI::App* find_subcommand(const CLI::App& app, const std::string& name) {
 }  // namespace
 
 int completion(Context& context, const std::string& shell) {
-  context.out << (shell == "bash" ? kBash : shell == "zsh" ? kZsh : kFish);
+  context.out << (shell == "bash" ? kBash : shell == "zsh" ? kZsh : shell == "kubectl" ? kKubectl : kFish);
   return kOk;
 }
 
