@@ -52,6 +52,18 @@ std::map<std::string, Wanted> wanted_pods(const std::string& node,
   return out;
 }
 
+// A pod that will be in the mesh has a node, seconds before it has an address: only once others know that one
+// is to come, nobody of this node's addresses is taken for plain by none being named. Where one is named
+// already that is so.
+bool awaits_first_mesh_pod(const std::string& node, const std::vector<model::Shared<model::Workload>>& pods,
+                           const std::map<std::string, Wanted>& wanted) {
+  return std::ranges::none_of(wanted, [](const auto& entry) { return entry.second.pod.mesh; }) &&
+         std::ranges::any_of(pods, [&](const auto& pod) {
+           return pod->node == node && !pod->host_network && pod->addresses.empty() &&
+                  pod->mesh != model::Mesh::none;
+         });
+}
+
 // A slice in the making.
 struct Draft {
   std::vector<const Wanted*> pods;
@@ -135,6 +147,7 @@ std::vector<SliceChange> plan_slices(const std::string& node,
     draft.pods.push_back(&one);
     draft.changed = true;
   }
+  const bool complete = !awaits_first_mesh_pod(node, pods, wanted);
   std::vector<SliceChange> out;
   for (auto& [number, draft] : drafts) {
     auto before = held.find(number);
@@ -144,7 +157,7 @@ std::vector<SliceChange> plan_slices(const std::string& node,
       continue;
     }
     Slice made = build(node, draft, exists ? &before->second.spec : nullptr);
-    made.complete = number == 0;
+    made.complete = complete && number == 0;
     if (exists && before->second.spec == made) continue;
     out.push_back({exists ? SliceChange::Verb::replace : SliceChange::Verb::create, number, std::move(made),
                    exists ? before->second.resource_version : ""});

@@ -35,7 +35,8 @@ std::map<std::string, std::string>::const_iterator first_label_left_out(
 
 // The changes in the order in which they must be made: slice 0, which says that all are there, comes last. A
 // pod stays in the slice that names it; new ones go where something is written anyway, then where there is
-// room. Only the node's pods with an address and a network of their own are taken.
+// room. Only the node's pods with an address and a network of their own are taken; as long as the first of
+// them that will be in the mesh has no address, the slices are not complete.
 std::vector<SliceChange> plan_slices(const std::string& node,
                                      const std::vector<model::Shared<model::Workload>>& pods,
                                      const HeldSlices& held);

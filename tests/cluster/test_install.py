@@ -140,7 +140,8 @@ def test_an_agent_cannot_read_secrets_or_write_another_nodes_slices(cluster, mes
 
 
 def test_a_proxy_container_that_dies_as_a_whole_is_followed_into_its_new_cgroup(cluster, mesh, labelled):
-    client, server, _ = labelled
+    pods = echoes(cluster)
+    client, server, _ = pods
     node = next(node for node in cluster.nodes if node.name == client.node_name)
 
     def agent():
@@ -158,7 +159,7 @@ def test_a_proxy_container_that_dies_as_a_whole_is_followed_into_its_new_cgroup(
     node.run(["ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", before["proxy"][0]])
     cluster.wait(lambda: containers()["proxy"][1] > before["proxy"][1], 60, "the proxy's container is back")
     # A proxy whose connections were taken for the pod's own would get its own traffic.
-    with wire(cluster, labelled) as capture:
+    with wire(cluster, pods) as capture:
         cluster.wait(lambda: ask(client, f"http://{server.ipv4}:8080/again"), 30, "traffic through the new container")
     capture.report().require_hbone_only()
     assert containers()["warden"] == before["warden"]
@@ -174,7 +175,8 @@ def test_upgrade_with_other_values_replaces_every_agent_and_no_connection_under_
         return {pod.uid: "deletionTimestamp" in pod.object["metadata"]
                 for pod in cluster.pods("app.kubernetes.io/component=agent", NAMESPACE) if pod.uid in before}
 
-    loads = [Load(cluster, "bazaar", pod.node_name, [server.ipv4 for server in labelled]) for pod in labelled[:2]]
+    pods = echoes(cluster)
+    loads = [Load(cluster, "bazaar", pod.node_name, [server.ipv4 for server in pods]) for pod in pods[:2]]
     try:
         mesh.upgrade("--set", "agent.podLabels.round=two")
         cluster.ready_pods("round=two", NAMESPACE, count=3, seconds=240)
@@ -187,7 +189,6 @@ def test_upgrade_with_other_values_replaces_every_agent_and_no_connection_under_
             load.close()
     cluster.wait(lambda: not left(), 90, "the old agents end with their last connections")
     cluster.rollout("daemonset/nodemesh-agent", NAMESPACE)
-    pods = echoes(cluster)
     with wire(cluster, pods) as capture:
         for client in pods:
             for server in pods:

@@ -8,7 +8,8 @@ using namespace nodemesh::model;
 namespace {
 
 Shared<Workload> workload(std::string name, Addr address, bool host_network = false) {
-  Workload out{.uid = "uid-" + name,
+  Workload out{.origin = {.kind = "Pod"},
+               .uid = "uid-" + name,
                .ns = "shop",
                .name = name,
                .addresses = {address},
@@ -74,16 +75,24 @@ TEST_CASE("usable endpoints are of the dialled family, or of the other where tha
   CHECK(port.usable(v4).empty());
 }
 
-TEST_CASE("what another node says takes neither uid nor name from this node's own pods") {
-  auto make = [](const std::string& ns, const std::string& node) {
-    return std::make_shared<const Workload>(Workload{.uid = "u", .ns = ns, .name = "web", .node = node});
+TEST_CASE("by uid and by name nobody is found of whom only another node or an EndpointSlice speaks") {
+  auto make = [](const char* kind, const char* ns, const char* node, uint8_t last) {
+    return std::make_shared<const Workload>(Workload{.origin = {.kind = kind},
+                                                     .uid = "u",
+                                                     .ns = ns,
+                                                     .name = "web",
+                                                     .node = node,
+                                                     .addresses = {Addr::v4(10, 0, 0, last)}});
   };
   SnapshotContent content{.node = "node1"};
-  content.workloads = {make("aaa", "node2"), make("shop", "node2"), make("shop", "node1")};
+  content.workloads = {make("Pod", "shop", "node1", 1), make("WorkloadSlice", "shop", "node2", 2),
+                       make("EndpointSlice", "aaa", "node2", 3)};
   Snapshot snapshot(std::move(content));
   CHECK(snapshot.find_workload_by_uid("u")->node == "node1");
   CHECK(snapshot.find_workload("shop", "web")->node == "node1");
-  CHECK(snapshot.find_workload("aaa", "web")->node == "node2");
+  CHECK_FALSE(snapshot.find_workload("aaa", "web"));
+  CHECK(snapshot.pods().size() == 1);
+  CHECK(snapshot.find_workload(Addr::v4(10, 0, 0, 3))->ns == "aaa");
 }
 
 TEST_CASE("of a stranger it is known that it is outside by evidence alone") {

@@ -29,14 +29,15 @@ struct SlicesFixture : ApiFixture {
     model::SnapshotContent content{.generation = 1, .node = "node1"};
     uint8_t last = 1;
     for (auto& [name, node] : pods_and_nodes) {
-      content.workloads.push_back(
-          std::make_shared<const model::Workload>(model::Workload{.uid = name,
-                                                                  .ns = "shop",
-                                                                  .name = name,
-                                                                  .service_account = "web",
-                                                                  .node = node,
-                                                                  .addresses = {Addr::v4(10, 0, 0, last++)},
-                                                                  .mesh = model::Mesh::hbone}));
+      content.workloads.push_back(std::make_shared<const model::Workload>(
+          model::Workload{.origin = {.kind = node == "node1" ? "Pod" : "WorkloadSlice"},
+                          .uid = name,
+                          .ns = "shop",
+                          .name = name,
+                          .service_account = "web",
+                          .node = node,
+                          .addresses = {Addr::v4(10, 0, 0, last++)},
+                          .mesh = model::Mesh::hbone}));
     }
     return model::Snapshot(std::move(content));
   }

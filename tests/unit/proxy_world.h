@@ -75,7 +75,8 @@ inline warden::Pod pod(uint64_t cookie, const std::string& name, const Addr& add
 inline model::Shared<model::Workload> workload(const std::string& name, const Addr& address,
                                                const std::string& node, bool strict,
                                                const std::string& account = "") {
-  model::Workload made{.uid = name + "-uid",
+  model::Workload made{.origin = {.kind = "Pod"},
+                       .uid = name + "-uid",
                        .ns = "default",
                        .name = name,
                        .service_account = account.empty() ? name : account,
@@ -120,6 +121,7 @@ struct WorkerWorld {
     content.mesh.peers = {.everyone_known = false, .unknown = otherwise};
     auto made = *workload("server", kElsewhere, "n2", false);
     made.uid = "elsewhere";
+    made.origin.kind = "WorkloadSlice";
     made.mesh = mesh;
     if (mesh == model::Mesh::unknown) made.service_account = {};
     content.workloads = {workload("client", Addr::v4(127, 0, 0, 5), "n1", false),

@@ -171,6 +171,39 @@ TEST_CASE("40 pods fill three slices of at most 16, and slice 0, which says that
   CHECK(named == 40);
 }
 
+TEST_CASE("a node's slices are not complete while its first mesh pod has no address") {
+  HeldSlices held;
+  auto all = pods(1, 1);
+  auto plain = *all[0];
+  plain.mesh = model::Mesh::none;
+  all[0] = std::make_shared<const model::Workload>(plain);
+  carry_out(held, plan_slices("node1", all, held));
+  REQUIRE(held.at(0).spec.complete);
+  auto young = pod(2);
+  young.addresses.clear();
+  all.push_back(std::make_shared<const model::Workload>(young));
+  carry_out(held, plan_slices("node1", all, held));
+  CHECK_FALSE(held.at(0).spec.complete);
+  CHECK(held.at(0).spec.pods.size() == 1);
+  CHECK(plan_slices("node1", all, held).empty());
+  all[1] = std::make_shared<const model::Workload>(pod(2));
+  carry_out(held, plan_slices("node1", all, held));
+  CHECK(held.at(0).spec.complete);
+  // With one named the node is not taken for plain: the next ones cost no write.
+  young.uid = "young";
+  all.push_back(std::make_shared<const model::Workload>(young));
+  CHECK(plan_slices("node1", all, held).empty());
+  // One that opts out, and one of another node, are waited for by nobody.
+  held.clear();
+  young.mesh = model::Mesh::none;
+  all = {std::make_shared<const model::Workload>(young)};
+  young.mesh = model::Mesh::hbone;
+  young.node = "node2";
+  all.push_back(std::make_shared<const model::Workload>(young));
+  carry_out(held, plan_slices("node1", all, held));
+  CHECK(held.at(0).spec.complete);
+}
+
 TEST_CASE("a node without pods says so, with an empty slice that is complete") {
   auto changes = plan_slices("node1", {}, {});
   REQUIRE(changes.size() == 1);

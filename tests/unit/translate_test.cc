@@ -187,10 +187,10 @@ TEST_CASE_FIXTURE(Fixture,
           "- {addresses: [192.168.0.7], nodeName: plain, targetRef: {kind: Pod, name: outside}}\n"
           "ports: [{port: 80}]\n");
   run();
-  auto mesh = [&](const char* name) { return last.snapshot->find_workload("shop", name)->mesh; };
-  CHECK(mesh("moved") == model::Mesh::unknown);
-  CHECK(mesh("there") == model::Mesh::none);
-  CHECK(mesh("outside") == model::Mesh::none);  // no Node has it: the EndpointSlice is all there is
+  auto mesh = [&](const char* address) { return last.snapshot->find_workload(*Addr::parse(address))->mesh; };
+  CHECK(mesh("10.244.2.7") == model::Mesh::unknown);
+  CHECK(mesh("10.244.3.7") == model::Mesh::none);
+  CHECK(mesh("192.168.0.7") == model::Mesh::none);  // no Node has it: the EndpointSlice is all there is
 }
 
 TEST_CASE_FIXTURE(Fixture, "the quickstart's manifests are accepted without a word") {
