@@ -1,5 +1,8 @@
 // `meshctl uninstall`: agents first, so that they let their pods go while they may still speak with the API
 // server; then the rest, and what the controller made at run time. With --verify it looks for what is left.
+#include <poll.h>
+
+#include <algorithm>
 #include <ostream>
 
 #include <fmt/format.h>
@@ -12,6 +15,9 @@
 
 namespace nodemesh::ctl {
 namespace {
+
+constexpr int kBetweenLooks = 500;  // ms
+constexpr seconds kSettle{30};
 
 Result<> remove_agents(ClusterApi& api, Applier& applier, const std::string& ns) {
   auto there = find_own(api, ns);
@@ -47,19 +53,18 @@ int remove_release(Context& context, const std::string& helm) {
                                      "its words stand above");
 }
 
-// CRDs and pods go a moment after they were deleted.
-Result<std::vector<OwnObject>> settled(ClusterApi& api, const std::string& ns, std::ostream& out,
-                                       seconds at_most) {
+// CRDs go a moment after they were deleted.
+Result<std::vector<OwnObject>> settled(ClusterApi& api, const std::string& ns, seconds at_most) {
   auto until = Monotonic::now() + at_most;
   while (true) {
     auto left = find_own(api, ns);
     if (!left || left->empty() || Monotonic::now() > until) return left;
-    if (auto gone = wait_gone(api, ns, out, seconds(1)); !gone) return std::unexpected(gone.error());
+    ::poll(nullptr, 0, kBetweenLooks);
   }
 }
 
-int verify(Context& context, ClusterApi& api, const std::vector<NodeEnd>& ends) {
-  auto left = settled(api, context.ns, context.out, seconds(30));
+int verify(Context& context, ClusterApi& api, const std::vector<NodeEnd>& ends, seconds at_most) {
+  auto left = settled(api, context.ns, at_most);
   if (!left)
     return context.failed(kFailure, "what is left could not be seen: " + left.error().message,
                           "meshctl uninstall --verify");
@@ -97,6 +102,7 @@ int uninstall(Context& context, const InstallOptions& options) {
     return context.failed(kUnreachable, installed.error().message,
                           "look whether `kubectl version` reaches the cluster");
   Applier applier(*api, context.out, options.dry_run);
+  const seconds at_most(std::max(options.wait_seconds, 1));
   auto helm = find_program(options.helm);
   if (*installed == Manner::helm && helm.empty())
     return context.failed(kFailure, "Helm has installed this, and there is no program " + options.helm,
@@ -104,7 +110,7 @@ int uninstall(Context& context, const InstallOptions& options) {
   auto stopped = remove_agents(*api, applier, context.ns);
   std::vector<NodeEnd> ends;
   if (stopped && !options.dry_run) {
-    auto gone = wait_gone(*api, context.ns, context.out, seconds(std::max(options.wait_seconds, 1)));
+    auto gone = wait_gone(*api, context.ns, context.out, at_most);
     if (!gone) stopped = std::unexpected(gone.error());
     if (gone) ends = std::move(*gone);
   }
@@ -117,7 +123,7 @@ int uninstall(Context& context, const InstallOptions& options) {
   if (auto done = remove_rest(*api, applier, context.ns); !done)
     return context.failed(kFailure, done.error().message,
                           "run `meshctl uninstall` again: it goes on where it stopped");
-  return options.verify && !options.dry_run ? verify(context, *api, ends) : kOk;
+  return options.verify && !options.dry_run ? verify(context, *api, ends, std::min(kSettle, at_most)) : kOk;
 }
 
 }  // namespace nodemesh::ctl

@@ -189,7 +189,7 @@ def test_leftovers_are_listed_with_the_command_that_removes_them(cluster, meshct
     stray = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
         "name": "kept", "namespace": NAMESPACE, "labels": {"app.kubernetes.io/name": "nodemesh"}, "finalizers": ["test/kept"]}}
     cluster.apply([workloads.namespace(NAMESPACE), stray])
-    said = meshctl.run("uninstall", "--verify", code=1)
+    said = meshctl.run("uninstall", "--verify", "--wait", "3", code=1)
     assert "left: ConfigMap nodemesh-system/kept\n  remove: kubectl delete configmaps kept -n nodemesh-system" in said
     cluster.kubectl("patch", "configmap", "kept", "-n", NAMESPACE, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
 
