@@ -53,7 +53,8 @@ bool Facts::served(std::string_view list) const {
 
 std::vector<Check> checks() {
   std::vector<Check> all;
-  for (auto table : {cluster_checks(), node_checks(), install_checks(), config_checks(), traffic_checks()})
+  for (auto table : {cluster_checks(), node_checks(), install_checks(), trust_checks(), agent_checks(),
+                     policy_checks(), config_checks(), strict_checks(), traffic_checks()})
     all.insert(all.end(), table.begin(), table.end());
   std::ranges::sort(all, {}, [](const Check& check) { return std::string_view(check.id); });
   return all;

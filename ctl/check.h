@@ -99,7 +99,11 @@ std::vector<Check> checks();
 std::span<const Check> cluster_checks();
 std::span<const Check> node_checks();
 std::span<const Check> install_checks();
+std::span<const Check> trust_checks();
+std::span<const Check> agent_checks();
+std::span<const Check> policy_checks();
 std::span<const Check> config_checks();
+std::span<const Check> strict_checks();
 std::span<const Check> traffic_checks();
 
 CheckResult run_checks(const Facts& facts, bool pre);

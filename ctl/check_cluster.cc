@@ -165,7 +165,7 @@ void istio_crd_absent(const Cluster& cluster, Found& found) {
     if (cluster.object("crds", "", crd_name(*kind)) != nullptr) continue;
     found("CustomResourceDefinition " + crd_name(*kind),
           fmt::format("it is not installed, so nobody can write a {}", kind->name),
-          "`meshctl install` and the packed chart bring it: `meshctl install --dry-run`");
+          "the packed chart brings it; without Helm `meshctl upgrade --crds FILE`");
   }
 }
 

@@ -7,6 +7,8 @@
 
 #include "ctl/commands.h"
 #include "ctl/enroll.h"
+#include "ctl/install.h"
+#include "ctl/manifests.h"
 #include "ctl/sysdump.h"
 #include "ctl/views.h"
 
@@ -67,6 +69,7 @@ struct Parsed {
   EnrolOptions enrol;
   SysdumpOptions sysdump;
   int wait_seconds = 0;
+  InstallOptions install;
   std::vector<std::string> words, urls;
   std::function<int()> chosen;
 };
@@ -105,6 +108,43 @@ void add_sysdump(CLI::App& app, Context& context, Parsed& parsed) {
       ->capture_default_str()
       ->type_name("MIB");
   command->callback([&] { parsed.chosen = [&] { return sysdump(context, parsed.sysdump); }; });
+}
+
+void add_install_flags(CLI::App& command, InstallOptions& options) {
+  command.add_option("--helm", options.helm, "the Helm program, by name or path")
+      ->capture_default_str()
+      ->type_name("PATH");
+  command.add_flag("--dry-run", options.dry_run, "say what would be done, change nothing");
+  command.add_option("--wait", options.wait_seconds, "how long to wait for pods; 0: not at all")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str()
+      ->type_name("SECONDS");
+}
+
+// install and upgrade: by Helm where it and the chart are there, else by the manifests in the program.
+void add_install_command(CLI::App& app, Context& context, InstallOptions& options, const char* name,
+                         const char* text, int (*run)(Context&, const InstallOptions&),
+                         std::function<int()>& chosen) {
+  auto* command = add_command(app, name, text);
+  add_install_flags(*command, options);
+  command->add_option("--profile", options.profile, "default, minimal, strict, monitoring or test")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--set", options.set, "NAME=VALUE of the chart; may be repeated; needs Helm")
+      ->allow_extra_args(false)
+      ->type_name("VALUE");
+  command
+      ->add_option("--chart", options.chart, "the chart for Helm (default: ../share/nodemesh beside meshctl)")
+      ->envname("NODEMESH_CHART")
+      ->type_name("PATH");
+  command
+      ->add_option("--crds", options.crds,
+                   "Istio's CRDs, installed where absent (Helm has them in the chart)")
+      ->type_name("FILE");
+  command->add_flag("--no-helm", options.no_helm, "apply the manifests in meshctl although there is Helm");
+  command->callback([&context, &options, &chosen, run] {
+    chosen = [&context, &options, run] { return run(context, options); };
+  });
 }
 
 void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
@@ -146,6 +186,17 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   add_enrolment(app, context, parsed, true);
   add_enrolment(app, context, parsed, false);
   add_sysdump(app, context, parsed);
+  add_install_command(app, context, parsed.install, "install", "bring nodemesh to a cluster", install,
+                      parsed.chosen);
+  add_install_command(app, context, parsed.install, "upgrade",
+                      "bring an installation to this version or to another profile", upgrade, parsed.chosen);
+  auto* uninstall_command =
+      add_command(app, "uninstall", "take nodemesh from a cluster; its pods talk plainly then");
+  add_install_flags(*uninstall_command, parsed.install);
+  uninstall_command->add_flag("--verify", parsed.install.verify,
+                              "look for what is left, and say how to remove it");
+  uninstall_command->callback([&] { parsed.chosen = [&] { return uninstall(context, parsed.install); }; });
+
   auto* check_command =
       add_command(app, "check", "what is wrong with a cluster and with nodemesh on it, and what to do");
   check_command->add_flag("--pre", parsed.pre, "before an installation: whether it can work here");

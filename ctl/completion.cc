@@ -1,9 +1,13 @@
+#include <algorithm>
+#include <iterator>
 #include <ostream>
 
 #include <CLI/CLI.hpp>
 
 #include "base/log.h"
+#include "ctl/check.h"
 #include "ctl/commands.h"
+#include "ctl/manifests.h"
 #include "ctl/nodes.h"
 #include "ctl/views.h"
 
@@ -45,6 +49,16 @@ std::vector<std::string> values_of(const Context& context, std::string_view comm
     }
     return names;
   }
+  if (after == "--profile") {
+    std::vector<std::string> names;
+    for (const auto& profile : profiles()) names.emplace_back(profile.name);
+    return names;
+  }
+  if (after == "--explain") {
+    std::vector<std::string> ids{"all"};
+    for (const auto& check : checks()) ids.emplace_back(check.id);
+    return ids;
+  }
   if (command == "get") return row_kinds();
   if (command == "completion") return {"bash", "zsh", "fish", "kubectl"};
   if (command == "enroll" || command == "unenroll")
@@ -85,7 +99,8 @@ int complete(Context& context, const CLI::App& root, const std::vector<std::stri
     if (const auto* sub = find_subcommand(*app, words[i])) app = sub;
   }
   std::vector<std::string> candidates = values_of(context, app->get_name(), after);
-  bool for_option = after == "-o" || after == "--output" || after == "--node";
+  static constexpr std::string_view kWithValues[] = {"-o", "--output", "--node", "--profile", "--explain"};
+  bool for_option = std::ranges::find(kWithValues, after) != std::end(kWithValues);
   if (!for_option) {
     for (const auto* sub : app->get_subcommands([](const CLI::App*) { return true; })) {
       if (!sub->get_group().empty()) candidates.push_back(sub->get_name());

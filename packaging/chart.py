@@ -71,8 +71,14 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/chart", description="Writes the Helm chart as one file, with the CRDs of "
                                      "Istio's API that the mesh reads (network: the Go module proxy).")
     parser.add_argument("--output", default=f"{ROOT}/build/chart/nodemesh-{version()}.tgz", help="default: %(default)s")
+    parser.add_argument("--crds", metavar="FILE", help="write the CRDs alone, for `meshctl install --crds`")
     options = parser.parse_args()
     try:
+        if options.crds:
+            with open(options.crds, "w", encoding="utf-8") as target:
+                target.write(crds())
+            print(options.crds)
+            return
         write(options.output)
     except (RuntimeError, OSError) as error:
         parser.exit(1, f"scripts/chart: {error}\n")

@@ -201,6 +201,18 @@ def test_the_chart_has_the_projects_version(helm):
     assert containers(helm.objects("--set", f"image.digest={digest}"))["proxy"]["image"] == f"localhost/nodemesh@{digest}"
 
 
+def test_the_manifests_in_meshctl_are_byte_for_byte_what_helm_renders_of_each_profile(helm):
+    sys.path.append(f"{ROOT}/packaging")
+    import rendered
+
+    found = rendered.render()
+    assert set(found) == {profile or "default.yaml" for profile in PROFILES}
+    assert rendered.committed() == found, "run scripts/manifests"
+    with open(f"{BUILD}/ctl/meshctl", "rb") as program:
+        inside = program.read()
+    assert all(text.encode() in inside for text in found.values()), "build meshctl anew"
+
+
 def test_every_value_is_documented_and_the_reference_is_up_to_date():
     sys.path.append(f"{ROOT}/packaging")
     import values

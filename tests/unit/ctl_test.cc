@@ -360,6 +360,8 @@ TEST_CASE("completion offers commands, kinds, levels, flags and nodes") {
   CHECK(has(complete({"get", "--no"}), "--node\n"));
   CHECK(complete({"get", "-o", "y"}) == "yaml\n");
   CHECK(complete({"get", "--node", "a"}) == "alpha\n");
+  CHECK(complete({"install", "--profile", "s"}) == "strict\n");
+  CHECK(complete({"check", "--explain", "NM100"}).starts_with("NM1001\nNM1002\n"));
   for (auto shell : {"bash", "zsh", "fish"})
     CHECK(has(meshctl({"completion", shell}).out, "meshctl __complete --"));
 }

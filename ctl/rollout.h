@@ -1,0 +1,31 @@
+// Waiting for nodemesh to run, or to be gone, with the reason that it waits. The judgement is a pure function
+// of the objects; the waiting asks for them once a second. One thread.
+#pragma once
+
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "ctl/cluster_api.h"
+
+namespace nodemesh::ctl {
+
+// Why an installation does not run yet; "" when it does. `deployment` null: there is none to wait for.
+std::string why_not_running(const nlohmann::json& daemonset, const nlohmann::json& deployment,
+                            const std::vector<nlohmann::json>& pods);
+// Prints every new reason. The error is the last one.
+Result<> wait_running(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most);
+
+// How the agents of nodes ended, as far as the API server says.
+struct NodeEnd {
+  std::string node;
+  std::string doubt;  // why something may remain there; "" when its warden ended by itself
+};
+// Until no pod of nodemesh's is left in `ns`.
+Result<std::vector<NodeEnd>> wait_gone(ClusterApi& api, const std::string& ns, std::ostream& out,
+                                       seconds at_most);
+
+}  // namespace nodemesh::ctl
