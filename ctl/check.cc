@@ -87,7 +87,7 @@ std::string checks_document() {
       "it only "
       "reads. `meshctl check\n--explain NM1001` says one of these. Ids keep their meaning. What may not be "
       "read is "
-      "\"not checked\", never passed. `-o json` has\n`schemaVersion` 1. Exit code: 1 with an error, 3 with a "
+      "\"not checked\", never passed. `-o json` has\n`schema` 1. Exit code: 1 with an error, 3 with a "
       "warning "
       "under `--strict`, else 0.\n\n"
       "<!-- Written by `meshctl check --explain all`. -->\n";

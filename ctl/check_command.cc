@@ -68,7 +68,7 @@ Json to_json(const CheckResult& result, bool pre) {
                         {"hint", one.hint}});
   }
   for (const auto& one : result.not_checked) left.push_back({{"id", one.id}, {"why", one.why}});
-  return {{"schemaVersion", kSchemaVersion},
+  return {{"schema", kSchemaVersion},
           {"kind", "check"},
           {"pre", pre},
           {"findings", findings},

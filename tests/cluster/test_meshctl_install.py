@@ -37,7 +37,7 @@ class Meshctl:
         """Findings that are more than a note, {id: objects}, and what was not checked."""
         text = self.run("check", "-o", "json", *words, check=False)
         found = json.loads(text)
-        assert found["schemaVersion"] == 1
+        assert found["schema"] == 1
         serious = {}
         for one in found["findings"]:
             if one["severity"] != "info":
