@@ -53,9 +53,11 @@ int run_helm(Context& context, const InstallOptions& options, const Way& way, co
   context.out << fmt::format("by Helm: {} {}\n", way.helm, fmt::join(words, " ")) << std::flush;
   auto code = run_program(way.helm, words, values);
   if (!code) return context.failed(kFailure, code.error().message, "look at --helm");
-  return *code == 0 ? kOk
-                    : context.failed(kFailure, fmt::format("Helm ended with code {}", *code),
-                                     "its words stand above");
+  return *code == 0
+             ? kOk
+             : context.failed(
+                   kFailure, fmt::format("Helm ended with code {}", *code),
+                   "its words stand above; `meshctl uninstall` takes away what an earlier attempt left");
 }
 
 Result<> apply_crds(Applier& applier, const std::vector<nlohmann::json>& objects,
@@ -158,6 +160,13 @@ int set_up(Context& context, const InstallOptions& options, bool upgrading) {
                           "`meshctl install`, or name the namespace: -n NAMESPACE");
   auto way = choose_way(context, options, *installed);
   if (!way) return context.failed(kUsage, way.error().message, "meshctl install --help");
+  if (!options.dry_run) {
+    auto there =
+        wait_not_terminating(*api, context.ns, context.out, seconds(std::max(options.wait_seconds, 1)));
+    if (!there)
+      return context.failed(kFailure, there.error().message,
+                            fmt::format("kubectl get namespace {} -o yaml", context.ns));
+  }
   int code = way->manner == Manner::helm ? run_helm(context, options, *way, upgrading ? "upgrade" : "install")
                                          : apply_manifests(context, *api, options, upgrading);
   return code == kOk ? wait_and_tell(context, *api, options) : code;

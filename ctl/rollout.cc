@@ -111,6 +111,20 @@ Result<> wait_running(ClusterApi& api, const std::string& ns, std::ostream& out,
   }
 }
 
+Result<> wait_not_terminating(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most) {
+  auto until = Monotonic::now() + at_most;
+  Progress progress(out);
+  while (true) {
+    auto reply = api.get("/api/v1/namespaces/" + ns);
+    if (!reply.ok() && !reply.not_found()) return fail(reply.error);
+    if (text_of(reply.body, "metadata", "deletionTimestamp").empty()) return {};
+    progress.say(fmt::format("namespace {} was deleted and is not gone yet", ns));
+    if (Monotonic::now() > until)
+      return fail(fmt::format("namespace {} was deleted and is not gone after {} s", ns, at_most.count()));
+    ::poll(nullptr, 0, kBetweenLooks / 2);
+  }
+}
+
 Result<std::vector<NodeEnd>> wait_gone(ClusterApi& api, const std::string& ns, std::ostream& out,
                                        seconds at_most) {
   auto until = Monotonic::now() + at_most;

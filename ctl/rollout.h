@@ -19,6 +19,9 @@ std::string why_not_running(const nlohmann::json& daemonset, const nlohmann::jso
 // Prints every new reason. The error is the last one.
 Result<> wait_running(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most);
 
+// Nothing can be made in a namespace that is on its way out: waits until it is gone, if it is.
+Result<> wait_not_terminating(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most);
+
 // How the agents of nodes ended, as far as the API server says.
 struct NodeEnd {
   std::string node;
