@@ -224,7 +224,6 @@ int run_proxy(ProxyConfig& config) {
   proxy::Control control(reactor, clock, config.control, metrics, access_log, denials);
   on_signal = [&](int) {
     if (std::exchange(stopping, true)) return reactor.stop();
-    log::info(log::Component::app, "stopping");
     control.stop([&reactor] { reactor.stop(); });
   };
   if (auto ok = signals.start(); !ok) return cannot_start(ok.error().message);

@@ -494,6 +494,7 @@ void Control::on_superseded() {
 
 void Control::drain(milliseconds limit) {
   if (std::exchange(draining_, true)) return;
+  if (limit == kDrainLimit) log::info(log::Component::proxy, "stopping: open connections have 30 s to end");
   handover_timer_.cancel();
   slices_.reset();  // from now on the successor's
   link_.drain();

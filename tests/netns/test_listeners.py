@@ -62,14 +62,14 @@ class Proxy:
     """A proxy of our own on the warden's channel, which does nothing but say what it is told to."""
 
     HELLO, RETURN_DONE, TAKEOVER_READY, WELCOME, POD_ADD, SNAPSHOT_SENT = 1, 3, 5, 64, 65, 71
-    DRAINING = 1
+    VERSION, DRAINING = 3, 1
 
     def __init__(self, node, workers, flags=0):
         self.sequence = 0
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(10)
         self.socket.connect(f"{node.run_dir}/warden.sock")
-        self.say(self.HELLO, struct.pack("<III", 2, workers, flags))
+        self.say(self.HELLO, struct.pack("<III", self.VERSION, workers, flags))
 
     def __enter__(self):
         return self
