@@ -55,6 +55,8 @@ constexpr Named kNamed[] = {
     {"Lease", "nodemesh-controller"},
     {"ValidatingAdmissionPolicyBinding", "workloadslices.nodemesh.dev"},
     {"ValidatingAdmissionPolicy", "workloadslices.nodemesh.dev"},
+    {"ValidatingAdmissionPolicyBinding", "pod-marks.nodemesh.dev"},
+    {"ValidatingAdmissionPolicy", "pod-marks.nodemesh.dev"},
     {"CustomResourceDefinition", "workloadslices.nodemesh.dev"},
 };
 

@@ -33,8 +33,7 @@ void warden_gone(const Cluster& cluster, Found& found) {
 // By the API server's objects these would be fine; the agent that serves from its disk does not hear of them.
 void agent_from_disk(const Cluster& cluster, Found& found) {
   for (const auto& agent : cluster.facts.agents) {
-    auto source = text_of(agent.status, "source");
-    if (source == "disk" || source == "snapshot")
+    if (text_of(agent.status, "config", "source") == "snapshot")
       found("Node " + agent.node,
             "its agent serves the last configuration from its disk, since it does not reach the API server",
             fmt::format("kubectl logs -n {} daemonset/nodemesh-agent -c proxy --tail 20", cluster.facts.ns));

@@ -37,6 +37,7 @@ void ask_agents(const Context& context, Facts& facts) {
   Context quiet = {.out = said, .err = said};
   quiet.nodes = context.nodes;
   quiet.run_dir = context.run_dir;
+  quiet.run_dir_given = context.run_dir_given;
   quiet.admin = context.admin;
   quiet.kubeconfig = context.kubeconfig;
   quiet.kube_context = context.kube_context;
@@ -68,14 +69,8 @@ Json to_json(const CheckResult& result, bool pre) {
                         {"hint", one.hint}});
   }
   for (const auto& one : result.not_checked) left.push_back({{"id", one.id}, {"why", one.why}});
-  return {{"schema", kSchemaVersion},
-          {"kind", "check"},
-          {"pre", pre},
-          {"findings", findings},
-          {"notChecked", left},
-          {"passed", result.passed},
-          {"errors", errors},
-          {"warnings", warnings}};
+  return {{"schema", kSchemaVersion}, {"kind", "check"},         {"pre", pre},       {"findings", findings},
+          {"notChecked", left},       {"passed", result.passed}, {"errors", errors}, {"warnings", warnings}};
 }
 
 void print(Context& context, const CheckResult& result, size_t errors, size_t warnings) {
