@@ -8,10 +8,13 @@ agent's side: it is the chart's DaemonSet, pinned to one CPU, and everything els
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -138,17 +141,19 @@ class Agent:
         self.pids = {name: self._find(name) for name in ("nodemesh-proxy", "nodemesh-warden")}
         for pids in self.pids.values():
             for pid in pids:
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    os.sched_setaffinity(int(thread), {AGENT_CPU})
+                with contextlib.suppress(OSError):  # it may end meanwhile
+                    for thread in os.listdir(f"/proc/{pid}/task"):
+                        os.sched_setaffinity(int(thread), {AGENT_CPU})
 
     def _find(self, name):
         found = []
-        group = os.stat(f"/proc/{self.cluster.node(1).pid}/ns/net").st_ino
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as line:
                     words = line.read().split(b"\0")
-                if words[0].decode().endswith(name) and os.stat(f"/proc/{pid}/ns/net").st_ino == group:
+                with open(f"/proc/{pid}/cgroup", encoding="ascii") as groups:
+                    ours = f"/{self.cluster.plan.group}/" in groups.read()
+                if ours and words[0].decode().endswith(name):
                     found.append(int(pid))
             except OSError:
                 continue
@@ -246,8 +251,12 @@ class Scale:
 
     def known(self):
         """How many workloads the agent says it knows."""
-        done = self.cluster.node(1).run(["curl", "-s", "--max-time", "2", "http://127.0.0.1:15000/status"], check=False)
-        return json.loads(done.stdout)["workloads"] if done.stdout.startswith("{") else 0
+        pids = Agent(self.cluster).pids["nodemesh-proxy"]
+        if not pids:
+            return 0
+        done = subprocess.run(["nsenter", f"--net=/proc/{pids[-1]}/ns/net", "curl", "-s", "--max-time", "2",
+                               "http://127.0.0.1:15000/status"], capture_output=True, text=True, check=False)
+        return json.loads(done.stdout)["status"]["workloads"] if done.stdout.startswith("{") else 0
 
     def converge(self):
         """The agent's container starts anew with everything there."""
@@ -255,7 +264,8 @@ class Scale:
         begin = self.audit.here()
         began = time.monotonic()
         for pid in sum(old.pids.values(), []):
-            os.kill(pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.cluster.wait(lambda: all(Agent(self.cluster).pids.values()), 60, "the agent's processes are back")
         agent = Agent(self.cluster)
         self.cluster.wait(lambda: self.known() >= self.size.pods, 120, "the agent knows all pods")
