@@ -224,7 +224,7 @@ class Scale:
         self.cluster, self.mesh, self.audit = cluster, mesh, Audit(cluster)
         from minicluster import workloads
         cluster.apply([workloads.namespace("shop", {"istio.io/dataplane-mode": "ambient"}),
-                       *workloads.echo("server", "shop", replicas=1), *workloads.tools("client", "shop"),
+                       *workloads.echo("server", "shop", replicas=1), workloads.tools("client", "shop", labels={"app": "client"}),
                        workloads.namespace(NAMESPACE)])
         self.server, = cluster.ready_pods("app=server", "shop")
         self.client, = cluster.ready_pods("app=client", "shop")
@@ -267,8 +267,9 @@ class Scale:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.wait(lambda: all(Agent(self.cluster).pids.values()), 60, "the agent's processes are back")
-        agent = Agent(self.cluster)
+        Agent(self.cluster)  # on its CPU, and what it starts with it
         self.cluster.wait(lambda: self.known() >= self.size.pods, 120, "the agent knows all pods")
+        agent = Agent(self.cluster)
         self.tell("start to all workloads known", f"{time.monotonic() - began:.1f} s, {agent.cpu():.1f} s of CPU")
         asked = self.audit.since(begin)
         lists = collections.Counter(f"{verb} {resource}" for verb, resource, _ in asked)
@@ -330,7 +331,7 @@ class Scale:
             flip = 0
             while not stop.is_set():
                 flip = 1 - flip
-                for call in self.churn_calls(range(0, 50 * self.size.per_node, self.size.per_node), flip):
+                for call in self.churn_calls(range(0, self.size.pods, self.size.pods // 40), flip):
                     if stop.is_set():
                         return
                     send(self.cluster, [call], 1)
