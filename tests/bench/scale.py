@@ -79,6 +79,12 @@ class Size:
                                                       "topology.kubernetes.io/region": "here"}},
                 "spec": {"podCIDR": f"{self.range(number)}.0/24", "podCIDRs": [f"{self.range(number)}.0/24"]}}
 
+    def agent(self, number):
+        """The Pod of a node's agent: without one the controller would speak for the node."""
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"agent-{number}", "namespace": "nodemesh-system"},
+                "spec": {"nodeName": self.node_name(number), "serviceAccountName": "nodemesh-agent",
+                         "containers": [{"name": "none", "image": "none"}]}}
+
     def slices(self, number):
         for part, first in enumerate(range(0, self.per_node, 16)):
             yield self.slice(number, part, range(first, min(first + 16, self.per_node)))
@@ -113,7 +119,7 @@ class Size:
                               for pod in pods]}
 
 
-PLACES = {"Node": "/api/v1/nodes", "Service": f"/api/v1/namespaces/{NAMESPACE}/services",
+PLACES = {"Pod": "/api/v1/namespaces/nodemesh-system/pods", "Node": "/api/v1/nodes", "Service": f"/api/v1/namespaces/{NAMESPACE}/services",
           "EndpointSlice": f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices",
           "WorkloadSlice": "/apis/nodemesh.dev/v1alpha1/workloadslices"}
 
@@ -241,7 +247,8 @@ class Scale:
         cluster, size = self.cluster, self.size
         # Only a node's own agent may write its slices; here the script is all of them.
         cluster.kubectl("delete", "validatingadmissionpolicybinding", "--all")
-        for kind, things in (("Node", [size.node(n) for n in range(size.nodes)]),
+        for kind, things in (("Pod", [size.agent(n) for n in range(size.nodes)]),
+                             ("Node", [size.node(n) for n in range(size.nodes)]),
                              ("Service", [size.service(n) for n in range(size.services)]),
                              ("EndpointSlice", [size.endpoints(n) for n in range(size.services)]),
                              ("WorkloadSlice", [one for n in range(size.nodes) for one in size.slices(n)])):
