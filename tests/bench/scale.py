@@ -329,6 +329,7 @@ class Scale:
     def enforce(self, when, churn=False):
         """From the API server's answer to an edit of a policy to the first connection with the other outcome."""
         path = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies"
+        self.cluster.api.close()  # it was idle for longer than the server keeps connections
         log = f"{self.cluster.plan.state}/log/probe-{churn}.log"
         probe = self.cluster.spawn([f"{self.cluster.bin}/kubectl", "exec", "-n", "shop", self.client.name, "--",
                                     "python3", "-u", "-c", PROBE, self.server.ipv4], log)
@@ -406,7 +407,9 @@ def main(small=False, build=None):
     with tempfile.TemporaryDirectory() as folder, Cluster.up(
             Plan(f"scale-{os.getpid()}", nodes=1, cgroup=default_cgroup(), audit=ACCOUNT), owned=True, say=say) as cluster:
         folder = pathlib.Path(folder)
-        with meshes.Mesh.installed(cluster, meshes.write_chart(folder), meshes.write_image(folder)) as mesh:
-            mesh.agents()
-            return Scale(size, 10 if small else 60, 10 if small else 100).run(cluster, mesh)
+        mesh = meshes.Mesh(cluster, meshes.write_chart(folder))
+        cluster.load_image(meshes.write_image(folder))
+        cluster.helm("install", "nodemesh", mesh.chart, "--namespace", meshes.NAMESPACE, "--create-namespace", *mesh.values)
+        mesh.agents()
+        return Scale(size, 10 if small else 60, 10 if small else 100).run(cluster, mesh)  # all of it goes with the cluster
 
