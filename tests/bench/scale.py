@@ -391,6 +391,10 @@ commit {facts["commit"]}.
 - Memory is the proportional share of all processes of the agent (proxy, warden, their supervisors, the opener); "at most"
   is the sum of their largest resident sets.
 - The objects are made by a script, which plays the other nodes; the control plane's own controllers are off meanwhile.
+
+The aims are 150 MiB per agent and 1 s from change to enforcement (p99). What an agent holds of a pod elsewhere is its WorkloadSlice
+as it was read and the workload made of it; pods of one owner share labels and names within a slice only, and here the 16
+pods of a slice have 16 owners. A change costs 60 to 100 ms of the control thread at this size, however small it is.
 """
 
 
