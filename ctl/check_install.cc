@@ -118,10 +118,14 @@ void surge(const Cluster& cluster, Found& found) {
   const auto* daemon = agent_set(cluster);
   if (daemon == nullptr) return;
   const auto& surge = json_at(*daemon, "spec", "updateStrategy", "rollingUpdate", "maxSurge");
-  if ((surge.is_number_integer() && surge != 0) || (surge.is_string() && surge != "0" && surge != "0%"))
+  // apps/v1: 0 where it is absent.
+  bool beside =
+      (surge.is_number_integer() && surge != 0) || (surge.is_string() && surge != "0" && surge != "0%");
+  if (!beside)
     found(name_of(*daemon),
-          "maxSurge is not 0, but two agents cannot serve a node at once: a roll-out would not end",
-          "set agent.rollingUpdate.maxSurge=0, then `meshctl upgrade`");
+          "maxSurge is 0: where an agent is replaced, what its node's pods have open is reset, and new "
+          "connections fail for about 10 s",
+          "set agent.rollingUpdate.maxSurge=1 and maxUnavailable=0, then `meshctl upgrade`");
 }
 
 void fail_open(const Cluster& cluster, Found& found) {
@@ -266,10 +270,10 @@ const Check kChecks[] = {
      {"daemonsets"},
      little_memory},
     {"NM1208",
-     error,
+     warning,
      kInstalled,
-     "maxSurge is not 0",
-     "Two agents cannot serve a node at once yet.",
+     "maxSurge is 0",
+     "An upgrade resets connections; with 1 the next agent stands by and takes over.",
      {"daemonsets"},
      surge},
     {"NM1209",

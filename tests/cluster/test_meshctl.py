@@ -9,8 +9,8 @@ import tarfile
 import pytest
 import yaml
 from minicluster import workloads
-# The installation, made anew for this module.
-from test_install import BUILD, LABEL, NAMESPACE, ROOT, chart, mesh, values  # noqa: F401 (fixtures)
+from minicluster.binaries import ROOT
+from minicluster.mesh import BUILD, LABEL, NAMESPACE, Mesh
 
 MESHCTL = f"{BUILD}/ctl/meshctl"
 NODES = ["node1", "node2", "node3"]
@@ -29,6 +29,15 @@ class Meshctl:
 
     def json(self, *words):
         return json.loads(self(*words, "-o", "json").stdout)
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster, chart, image):
+    """The installed mesh, and an echo pod on each node in a namespace that is not in it."""
+    cluster.apply([workloads.namespace("mall"), *workloads.echo("echo", "mall")])
+    with Mesh.installed(cluster, chart, image) as made:
+        yield made
+    cluster.delete("namespace", "mall")
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +89,8 @@ def test_a_user_with_the_documented_rights_asks_every_node_through_the_api_serve
     assert [row["ready"] for row in observer.json("status")["items"]] == [True] * 3
     rows = observer.json("get", "workloads")["items"]
     assert {row["reported_by"] for row in rows} == set(NODES)
-    local = {(row["reported_by"], row["name"]) for row in rows if row["local"] and row["namespace"] == "bazaar"}
-    assert local == {(pod.node_name, pod.name) for pod in cluster.pods("app=echo", "bazaar")}
+    local = {(row["reported_by"], row["name"]) for row in rows if row["local"] and row["namespace"] == "mall"}
+    assert local == {(pod.node_name, pod.name) for pod in cluster.pods("app=echo", "mall")}
     assert [row["node"] for row in observer.json("status", "--node", "node2")["items"]] == ["node2"]
     assert "no agent" in observer("status", "--node", "node9", exit_code=4).stderr
     observer("log", "set", "tls", "debug", "--node", "node3", "--for", "1m")
@@ -101,29 +110,29 @@ def test_a_client_certificate_reaches_the_agents_as_a_token_does(cluster, admin)
 
 def test_without_a_right_the_command_names_it_and_does_not_say_unreachable(users):
     assert "HTTP 403" in users["nobody"]("status", exit_code=1).stderr
-    assert "HTTP 403" in users["observer"]("enroll", "namespace", "bazaar", exit_code=1).stderr
+    assert "HTTP 403" in users["observer"]("enroll", "namespace", "mall", exit_code=1).stderr
 
 
 def test_enroll_waits_until_the_pods_are_in_the_mesh_and_unenroll_until_they_are_out(cluster, mesh, users):
     operator = users["operator"]
-    pods = {pod.name for pod in cluster.ready_pods("app=echo", "bazaar", count=3)}
+    pods = {pod.name for pod in cluster.ready_pods("app=echo", "mall", count=3)}
 
     def captured():
         return {row["workload"] for row in operator.json("get", "listeners")["items"]}
 
-    operator("enroll", "namespace", "bazaar", "--dry-run")
-    assert LABEL not in cluster.api.get("/api/v1/namespaces/bazaar")["metadata"]["labels"]
-    done = operator("enroll", "namespace", "bazaar", "--wait")
+    operator("enroll", "namespace", "mall", "--dry-run")
+    assert LABEL not in cluster.api.get("/api/v1/namespaces/mall")["metadata"]["labels"]
+    done = operator("enroll", "namespace", "mall", "--wait")
     assert f"{LABEL}: (none) -> ambient" in done.stdout and "3 of 3 pods" in done.stderr
-    assert cluster.api.get("/api/v1/namespaces/bazaar")["metadata"]["labels"][LABEL] == "ambient"
+    assert cluster.api.get("/api/v1/namespaces/mall")["metadata"]["labels"][LABEL] == "ambient"
     assert captured() == pods
-    assert "nothing to change" in operator("enroll", "ns/bazaar").stdout
-    operator("unenroll", "deployment/echo", "--in", "bazaar", "--wait")
-    after = {pod.name for pod in cluster.ready_pods("app=echo", "bazaar", count=3)}
+    assert "nothing to change" in operator("enroll", "ns/mall").stdout
+    operator("unenroll", "deployment/echo", "--in", "mall", "--wait")
+    after = {pod.name for pod in cluster.ready_pods("app=echo", "mall", count=3)}
     assert after.isdisjoint(pods) and not captured() & after
-    operator("enroll", "deployment/echo", "--in", "bazaar", "--wait")
-    assert captured() >= {pod.name for pod in cluster.ready_pods("app=echo", "bazaar", count=3)}
-    operator("unenroll", "namespace", "bazaar")
+    operator("enroll", "deployment/echo", "--in", "mall", "--wait")
+    assert captured() >= {pod.name for pod in cluster.ready_pods("app=echo", "mall", count=3)}
+    operator("unenroll", "namespace", "mall")
 
 
 def test_a_sysdump_has_everything_but_keys_and_tokens(cluster, mesh, admin, tmp_path):
@@ -169,7 +178,7 @@ def test_a_sysdump_without_rights_names_what_is_missing(users, tmp_path):
 
 def test_while_the_api_server_is_away_every_command_ends_with_exit_code_4(cluster, admin, tmp_path):
     with cluster.without("kube-apiserver"):
-        for words in (["status"], ["get", "workloads"], ["enroll", "namespace", "bazaar"],
+        for words in (["status"], ["get", "workloads"], ["enroll", "namespace", "mall"],
                       ["sysdump", "-o", tmp_path / "none.tar.gz"]):
             assert "next: " in admin(*words, exit_code=4).stderr
         assert admin("version").stdout.startswith("meshctl ")
