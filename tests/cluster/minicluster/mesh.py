@@ -101,6 +101,8 @@ class Mesh:
     def installed(cls, cluster, chart, image, *values):
         made = cls(cluster, chart)
         cluster.load_image(image)
+        cluster.wait(lambda: "Terminating" not in cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"), 60,
+                     f"an earlier namespace {NAMESPACE} is gone")
         cluster.helm("install", "nodemesh", chart, "--namespace", NAMESPACE, "--create-namespace", *made.values, *values)
         try:
             yield made
