@@ -7,22 +7,6 @@
 namespace nodemesh::controller {
 namespace {
 
-constexpr const char* kCollection = "/apis/nodemesh.dev/v1alpha1/workloadslices";
-
-kube::Verb verb_of(translate::SliceApi::Verb verb) {
-  switch (verb) {
-    case translate::SliceApi::Verb::get:
-      return kube::Verb::get;
-    case translate::SliceApi::Verb::create:
-      return kube::Verb::post;
-    case translate::SliceApi::Verb::replace:
-      return kube::Verb::put;
-    case translate::SliceApi::Verb::remove:
-      break;
-  }
-  return kube::Verb::remove;
-}
-
 model::Shared<model::Workload> workload_of(const PodCard& pod, bool mesh) {
   model::Workload out{.uid = pod.uid,
                       .ns = pod.ns,
@@ -126,9 +110,8 @@ void AgentlessNodes::publish(const std::string& name, Node& node, const kube::St
 }
 
 void AgentlessNodes::call(Verb verb, const std::string& name, std::string body, Done done) {
-  std::string path = kCollection;
-  if (verb != Verb::create) path += "/" + kube::percent_encode(name);
-  api_.call(verb_of(verb), std::move(path), std::move(body),
+  auto request = translate::slice_request(verb, name, std::move(body));
+  api_.call(request.verb, std::move(request.path), std::move(request.body),
             [alive = std::weak_ptr(alive_), done = std::move(done)](ApiReply reply) mutable {
               if (alive.expired()) return;
               bool said = reply.status != 0 && reply.ok();

@@ -143,22 +143,16 @@ int set_up(Context& context, const InstallOptions& options, bool upgrading) {
     for (const auto& profile : profiles()) names += (names.empty() ? "" : ", ") + std::string(profile.name);
     return context.failed(kUsage, "there is no profile " + options.profile, "use one of " + names);
   }
-  auto access = cluster_access(context);
-  if (!access)
-    return context.failed(kFailure, access.error().message,
-                          "name a cluster: --kubeconfig FILE, --context NAME");
-  auto api = open_cluster(std::move(*access));
-  auto installed = installed_manner(*api, context.ns);
-  if (!installed)
-    return context.failed(kUnreachable, installed.error().message,
-                          "look whether `kubectl version` reaches the cluster");
-  if (!upgrading && *installed == Manner::helm)
+  auto found = find_installation(context);
+  if (!found) return found.error();
+  auto& [api, installed] = *found;
+  if (!upgrading && installed == Manner::helm)
     return context.failed(kFailure, "Helm has installed nodemesh in " + context.ns + " already",
                           "meshctl upgrade");
-  if (upgrading && *installed == Manner::none)
+  if (upgrading && installed == Manner::none)
     return context.failed(kFailure, "nodemesh is not installed in " + context.ns,
                           "`meshctl install`, or name the namespace: -n NAMESPACE");
-  auto way = choose_way(context, options, *installed);
+  auto way = choose_way(context, options, installed);
   if (!way) return context.failed(kUsage, way.error().message, "meshctl install --help");
   if (!options.dry_run) {
     auto there =
@@ -188,6 +182,21 @@ Result<Manner> installed_manner(ClusterApi& api, const std::string& ns) {
   return text_of(reply.body, "metadata", "annotations", "meta.helm.sh/release-name").empty()
              ? Manner::manifests
              : Manner::helm;
+}
+
+std::expected<Installation, Exit> find_installation(const Context& context) {
+  auto failed = [&](Exit code, const Error& why, const char* next) {
+    context.failed(code, why.message, next);
+    return std::unexpected(code);
+  };
+  auto access = cluster_access(context);
+  if (!access) return failed(kFailure, access.error(), "name a cluster: --kubeconfig FILE, --context NAME");
+  Installation found{.api = open_cluster(std::move(*access))};
+  auto manner = installed_manner(*found.api, context.ns);
+  if (!manner)
+    return failed(kUnreachable, manner.error(), "look whether `kubectl version` reaches the cluster");
+  found.manner = *manner;
+  return found;
 }
 
 Result<Way> choose_way(const Context& context, const InstallOptions& options, Manner installed) {

@@ -3,6 +3,8 @@
 // applies itself.
 #pragma once
 
+#include <expected>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,13 @@ struct InstallOptions {
 enum class Manner { none, helm, manifests };
 // By the agents' DaemonSet in `ns`.
 Result<Manner> installed_manner(ClusterApi& api, const std::string& ns);
+
+struct Installation {
+  std::unique_ptr<ClusterApi> api;
+  Manner manner = Manner::none;
+};
+// In the cluster that the command line means. An error is the exit code; what it is for has been said.
+std::expected<Installation, Exit> find_installation(const Context& context);
 
 // How this installation is to be served; an error says why it cannot be.
 struct Way {

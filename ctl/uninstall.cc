@@ -92,19 +92,13 @@ int verify(Context& context, ClusterApi& api, const std::vector<NodeEnd>& ends, 
 }  // namespace
 
 int uninstall(Context& context, const InstallOptions& options) {
-  auto access = cluster_access(context);
-  if (!access)
-    return context.failed(kFailure, access.error().message,
-                          "name a cluster: --kubeconfig FILE, --context NAME");
-  auto api = open_cluster(std::move(*access));
-  auto installed = installed_manner(*api, context.ns);
-  if (!installed)
-    return context.failed(kUnreachable, installed.error().message,
-                          "look whether `kubectl version` reaches the cluster");
+  auto found = find_installation(context);
+  if (!found) return found.error();
+  auto& [api, installed] = *found;
   Applier applier(*api, context.out, options.dry_run);
   const seconds at_most(std::max(options.wait_seconds, 1));
   auto helm = find_program(options.helm);
-  if (*installed == Manner::helm && helm.empty())
+  if (installed == Manner::helm && helm.empty())
     return context.failed(kFailure, "Helm has installed this, and there is no program " + options.helm,
                           "name it: --helm PATH");
   auto stopped = remove_agents(*api, applier, context.ns);
@@ -117,7 +111,7 @@ int uninstall(Context& context, const InstallOptions& options) {
   if (!stopped)
     return context.failed(kFailure, stopped.error().message,
                           fmt::format("kubectl get pods -n {} -o wide", context.ns));
-  if (*installed == Manner::helm && !options.dry_run) {
+  if (installed == Manner::helm && !options.dry_run) {
     if (int code = remove_release(context, helm); code != kOk) return code;
   }
   if (auto done = remove_rest(*api, applier, context.ns); !done)

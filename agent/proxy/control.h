@@ -87,6 +87,8 @@ class Control final : private ControlPort, private warden::WardenLinkEvents {
   void post(std::move_only_function<void()> work) { mailbox_.post(std::move(work)); }
 
  private:
+  static constexpr std::chrono::seconds kDrainLimit{30};  // for what is open when nobody took over
+
   struct Announced {
     warden::Pod pod;
     warden::PodListeners waiting;                                // not accepted on yet

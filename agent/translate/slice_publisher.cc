@@ -8,6 +8,7 @@
 namespace nodemesh::translate {
 namespace {
 
+constexpr const char* kCollection = "/apis/nodemesh.dev/v1alpha1/workloadslices";
 constexpr milliseconds kCoalesce{250};
 constexpr milliseconds kFirstBackOff{500};
 constexpr milliseconds kMaxBackOff{30'000};
@@ -50,6 +51,17 @@ std::string body_of(const SliceChange& change, const std::string& node_uid) {
 }
 
 }  // namespace
+
+kube::ApiRequest slice_request(SliceApi::Verb verb, const std::string& name, std::string body) {
+  using enum SliceApi::Verb;
+  kube::ApiRequest request{.path = kCollection, .body = std::move(body)};
+  if (verb != create) request.path += "/" + kube::percent_encode(name);
+  request.verb = verb == get       ? kube::Verb::get
+                 : verb == create  ? kube::Verb::post
+                 : verb == replace ? kube::Verb::put
+                                   : kube::Verb::remove;
+  return request;
+}
 
 SlicePublisher::SlicePublisher(io::Reactor& reactor, SliceApi& api, std::string node)
     : reactor_(reactor), api_(api), node_(std::move(node)), timer_([this] {

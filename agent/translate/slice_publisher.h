@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "io/reactor.h"
+#include "kube/api_client.h"
 #include "translate/slice_plan.h"
 
 namespace nodemesh::translate {
@@ -30,6 +31,9 @@ class SliceApi {
  protected:
   ~SliceApi() = default;
 };
+
+// The request that a call is to the API server.
+kube::ApiRequest slice_request(SliceApi::Verb verb, const std::string& name, std::string body);
 
 class SlicePublisher {
  public:

@@ -84,6 +84,8 @@ class Warden final : private ProxyChannelEvents {
     std::string complaint;   // what was logged last
 
     size_t workers() const { return listeners[0].size(); }
+    std::string name() const { return wanted->ns + "/" + wanted->name; }
+    bool wants_capture() const { return wanted->enrolled && !wanted->host_network; }
   };
   // A namespace whose pod left, until every proxy has let go of it.
   struct Leaving {
@@ -114,8 +116,6 @@ class Warden final : private ProxyChannelEvents {
   void reconcile();
   void reconcile_pod(LocalPod& pod);
   void spare_running_pods();
-  void follow_retired();
-  bool is_superseded() const;
   void forget_dead_agents(uint64_t own);
   void follow_cgroup(LocalPod& pod, bool enrolled);
   Result<> find_namespace(LocalPod& pod);
@@ -125,21 +125,24 @@ class Warden final : private ProxyChannelEvents {
   Result<> enrol(LocalPod& pod);
   Result<> refresh(LocalPod& pod);
   void set_probes(LocalPod& pod);
+  void complain(LocalPod& pod, const std::string& why, log::Level level = log::Level::warn);
+  void check(const Result<>& done, std::string_view what);
+  LocalPod* find_by_cookie(uint64_t cookie);
+  Pod describe(const LocalPod& pod) const;
+
+  // pods that leave, and a warden that does (warden_leaving.cc)
   void unenrol(LocalPod& pod);
   void lose(LocalPod& pod);
   void forget(LocalPod& pod);
   void leave(LocalPod& pod, bool gone);
   void finish_leaving();
   void declare_gone(uint64_t cookie, Leaving& leaving);
-  void drop_adopted();
+  void follow_retired();
   void close(uint64_t cookie, const std::string& uid);
   void release_closed(const LocalPod& pod);
   bool lives_in(const LocalPod& pod, uint64_t cookie) const;
   void sweep_closed();
-  void complain(LocalPod& pod, const std::string& why, log::Level level = log::Level::warn);
-  void check(const Result<>& done, std::string_view what);
-  LocalPod* find_by_cookie(uint64_t cookie);
-  Pod describe(const LocalPod& pod) const;
+  void drop_adopted();
 
   // listeners and proxies (warden_proxies.cc)
   void on_proxy_message(ProxyChannel& channel, ProxyMessage message, std::vector<Fd> descriptors) override;
@@ -159,6 +162,7 @@ class Warden final : private ProxyChannelEvents {
   void announce(Proxy& proxy, LocalPod& pod);
   void finish_snapshots();
   void clear_listeners();
+  bool is_superseded() const;
   void reply_sockets(Proxy& proxy, Sockets reply, Result<std::vector<Fd>> made);
   Proxy* find_proxy(const ProxyChannel& channel);
   Proxy* find_proxy(uint64_t id);

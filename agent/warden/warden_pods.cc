@@ -12,20 +12,11 @@ namespace {
 constexpr milliseconds kPoll{200};
 constexpr milliseconds kBeat{1000};
 constexpr milliseconds kAudit{60'000};
-constexpr auto kReleaseDeadline = seconds(1);
-
-std::string name_of(const model::Workload& workload) {
-  return workload.ns + "/" + workload.name;
-}
 
 bool is_global(const Addr& address) {
   static const Cidr kLocal[] = {*Cidr::parse("fe80::/10"), *Cidr::parse("169.254.0.0/16")};
   return !address.is_loopback() && !address.is_unspecified() &&
          std::ranges::none_of(kLocal, [&](const Cidr& range) { return range.contains(address); });
-}
-
-bool wants_capture(const model::Workload& workload) {
-  return workload.enrolled && !workload.host_network;
 }
 
 }  // namespace
@@ -102,7 +93,7 @@ void Warden::complain(LocalPod& pod, const std::string& why, log::Level level) {
   log::write(log::Component::warden, level,
              pod.live ? "pod cannot be enrolled and stays outside the mesh until it can"
                       : "pod cannot be enrolled and is denied until it can",
-             {{"pod", name_of(*pod.wanted)}, {"reason", why}});
+             {{"pod", pod.name()}, {"reason", why}});
 }
 
 Warden::LocalPod* Warden::find_by_cookie(uint64_t cookie) {
@@ -171,7 +162,7 @@ void Warden::reconcile() {
 }
 
 void Warden::reconcile_pod(LocalPod& pod) {
-  bool enrolled = wants_capture(*pod.wanted);
+  bool enrolled = pod.wants_capture();
   if (pod.netns && !still_there(pod)) lose(pod);
   if (!enrolled) {
     if (pod.netns) unenrol(pod);
@@ -214,8 +205,7 @@ void Warden::follow_cgroup(LocalPod& pod, bool enrolled) {
 Result<FoundNamespace> Warden::open_namespace(const LocalPod& pod) const {
   const model::Workload& wanted = *pod.wanted;
   if (!wanted.netns.empty()) {
-    if (wanted.addresses.empty())
-      return fail("Pod " + name_of(wanted) + " has no address in status.podIPs yet");
+    if (wanted.addresses.empty()) return fail("Pod " + pod.name() + " has no address in status.podIPs yet");
     auto netns = open_netns(wanted.netns);
     if (!netns) return std::unexpected(std::move(netns.error()));
     return FoundNamespace{std::move(*netns), wanted.netns};
@@ -223,12 +213,11 @@ Result<FoundNamespace> Warden::open_namespace(const LocalPod& pod) const {
   auto cgroup = find_pod_cgroup(options_.kubepods, wanted.uid);
   if (!cgroup) {
     return fail(Reason::POD_UNKNOWN,
-                "Pod " + name_of(wanted) + " has no cgroup below " + options_.kubepods + " yet");
+                "Pod " + pod.name() + " has no cgroup below " + options_.kubepods + " yet");
   }
   auto found = find_pod_netns(processes_, cgroup->path, wanted.addresses);
   if (found) return found;
-  return fail(found.error().reason,
-              "Pod " + name_of(wanted) + ", " + cgroup->path + ": " + found.error().message);
+  return fail(found.error().reason, "Pod " + pod.name() + ", " + cgroup->path + ": " + found.error().message);
 }
 
 // Convinces itself that the namespace is this pod's, and enrols.
@@ -241,7 +230,7 @@ Result<> Warden::find_namespace(LocalPod& pod) {
   if (netns.cookie == own_cookie_ || still_names(processes_.host_netns_path(), netns))
     return fail(path + " is the node's own network namespace, not a pod's");
   if (LocalPod* other = find_by_cookie(netns.cookie)) {
-    return fail(path + " already belongs to Pod " + name_of(*other->wanted) + ": give each Pod its own");
+    return fail(path + " already belongs to Pod " + other->name() + ": give each Pod its own");
   }
   if (auto leaving = leaving_.find(netns.cookie); leaving != leaving_.end()) {
     if (leaving->second.gone || leaving->second.uid != wanted.uid) return {};
@@ -282,7 +271,7 @@ Result<> Warden::find_addresses(LocalPod& pod) const {
     if (!taken && is_global(address) && pod.found.size() < NM_POD_ADDRESSES) pod.found.push_back(address);
   }
   if (!pod.found.empty()) return {};
-  return fail(Reason::POD_UNKNOWN, "Pod " + name_of(*pod.wanted) + " has no address yet");
+  return fail(Reason::POD_UNKNOWN, "Pod " + pod.name() + " has no address yet");
 }
 
 // Whether the namespace is still the pod's. Another path to it is no change, nor that no process is in it for
@@ -316,11 +305,10 @@ Result<> Warden::enrol(LocalPod& pod) {
   pod.route = std::move(*route);
   if (!pod.route.missing.empty()) {
     log::warn(log::Component::warden, "the pod's application will not see client addresses",
-              {{"pod", name_of(*pod.wanted)}, {"reason", pod.route.missing}});
+              {{"pod", pod.name()}, {"reason", pod.route.missing}});
   }
-  log::info(
-      log::Component::warden, "pod enrolled",
-      {{"pod", name_of(*pod.wanted)}, {"cookie", pod.netns->cookie}, {"live", pod.live ? "true" : "false"}});
+  log::info(log::Component::warden, "pod enrolled",
+            {{"pod", pod.name()}, {"cookie", pod.netns->cookie}, {"live", pod.live ? "true" : "false"}});
   return {};
 }
 
@@ -332,8 +320,8 @@ Result<> Warden::refresh(LocalPod& pod) {
     if (!present) return std::unexpected(std::move(present.error()));
     for (const Addr& address : wanted) {
       if (std::ranges::find(*present, address) != present->end()) continue;
-      return fail("Pod " + name_of(*pod.wanted) + ": no interface in " + pod.netns_path +
-                  " has the address " + address.to_string());
+      return fail("Pod " + pod.name() + ": no interface in " + pod.netns_path + " has the address " +
+                  address.to_string());
     }
     bool on = pod.captured || !pod.live;
     auto set = capture_.set_pod(pod.netns->cookie, wanted, on ? NM_ENROL_ON : NM_ENROL_OFF);
@@ -358,212 +346,6 @@ void Warden::set_probes(LocalPod& pod) {
   }
   for (const SockAddr& probe : wanted) check(capture_.set_probe(probe), "setting a probe");
   pod.probes = std::move(wanted);
-}
-
-// The label went away: new connections go directly from now on, open sessions run to their end.
-void Warden::unenrol(LocalPod& pod) {
-  log::info(log::Component::warden, "pod un-enrolled", {{"pod", name_of(*pod.wanted)}});
-  follow_cgroup(pod, false);
-  Pod last = describe(pod);
-  last.enrolled = false;
-  check(capture_.remove_pod(last.cookie), "removing a pod");
-  leave(pod, false);
-  tell_all(PodUpdate{to_record(last)});
-}
-
-// Its object or the way to its namespace is gone, which nobody may use to open the pod: as long as the
-// namespace lives, nothing gets in.
-void Warden::lose(LocalPod& pod) {
-  log::info(log::Component::warden, "pod's network namespace is gone", {{"pod", name_of(*pod.wanted)}});
-  uint64_t cookie = pod.netns->cookie;
-  if (pod.captured)
-    close(cookie, pod.wanted->uid);
-  else
-    check(capture_.remove_pod(cookie), "removing a pod");  // it was never in force
-  leave(pod, true);
-  tell_all(PodGone{cookie});
-}
-
-// The object is gone.
-void Warden::forget(LocalPod& pod) {
-  if (pod.netns) lose(pod);
-  if (pod.cgroup) check(capture_.remove_cgroup(pod.cgroup->id), "removing a pod's cgroup");
-  for (auto& [cookie, leaving] : leaving_) {
-    if (leaving.uid == pod.wanted->uid && !leaving.gone) declare_gone(cookie, leaving);
-  }
-}
-
-void Warden::declare_gone(uint64_t cookie, Leaving& leaving) {
-  leaving.gone = true;
-  leaving.since = reactor_.now();
-  tell_all(PodGone{cookie});
-}
-
-void Warden::leave(LocalPod& pod, bool gone) {
-  uint64_t cookie = pod.netns->cookie;
-  for (const SockAddr& probe : pod.probes) check(capture_.clear_probe(probe), "removing a probe");
-  Leaving leaving{.uid = pod.wanted->uid,
-                  .path = pod.netns_path,
-                  .netns = std::move(*pod.netns),
-                  .gone = gone,
-                  .since = reactor_.now()};
-  for (auto& proxy : proxies_) {
-    if (proxy->told.erase(cookie) > 0) leaving.waiting.insert(proxy->channel.get());
-  }
-  leaving_.insert_or_assign(cookie, std::move(leaving));
-  LocalPod left{.wanted = pod.wanted, .cgroup = pod.cgroup, .cgroup_state = pod.cgroup_state};
-  pod = std::move(left);
-}
-
-// Gives namespaces back that no proxy uses any more.
-void Warden::finish_leaving() {
-  for (auto entry = leaving_.begin(); entry != leaving_.end();) {
-    Leaving& leaving = entry->second;
-    if (!leaving.gone && !still_names(leaving.path, leaving.netns)) declare_gone(entry->first, leaving);
-    bool late = leaving.gone && reactor_.now() - leaving.since >= kReleaseDeadline;
-    if (late && !leaving.waiting.empty() && !std::exchange(leaving.warned, true)) {
-      log::warn(log::Component::warden, "the proxy still holds descriptors of a pod that is gone",
-                {{"uid", leaving.uid}, {"cookie", entry->first}});
-    }
-    if (!leaving.waiting.empty() && !late) {
-      ++entry;
-      continue;
-    }
-    if (retired_) {
-      // The successor's sessions may need it.
-    } else if (auto removed = remove_source_route(leaving.netns.fd.get(), options_.proc); !removed) {
-      log::debug(log::Component::warden, removed.error().message, {{"uid", leaving.uid}});
-    }
-    entry = leaving_.erase(entry);
-  }
-}
-
-void Warden::release_pods() {
-  LocalPods pods;
-  for (const auto& [uid, pod] : pods_) {
-    auto out = std::make_shared<model::Workload>(*pod.wanted);
-    out->enrolled = false;
-    pods.push_back(std::move(out));
-  }
-  set_pods(std::move(pods));
-  released_ = true;
-}
-
-void Warden::retire() {
-  retired_ = true;
-  capture_.let_go();
-  for (io::Timer* timer : {&beat_, &audit_, &orphaned_}) timer->cancel();
-}
-
-void Warden::follow_retired() {
-  finish_leaving();
-  for (auto& [uid, pod] : pods_) {
-    if (!pod.netns) continue;
-    if (!still_there(pod))
-      lose(pod);
-    else if (!wants_capture(*pod.wanted))
-      unenrol(pod);
-  }
-  if (!is_superseded()) return;
-  for (auto& proxy : proxies_) {
-    if (proxy->phase == Proxy::Phase::ready && !std::exchange(proxy->superseded, true))
-      proxy->channel->send(Superseded{});
-  }
-}
-
-void Warden::leave_pods() {
-  for (auto& [uid, pod] : pods_) {
-    if (!pod.netns) continue;
-    check(capture_.remove_pod(pod.netns->cookie), "removing a pod");
-    leave(pod, true);
-  }
-  for (const auto& [cookie, uid] : closed_) check(capture_.remove_pod(cookie), "removing a lost pod");
-  closed_.clear();
-  for (auto& [cookie, leaving] : leaving_) leaving.waiting.clear();
-  finish_leaving();
-}
-
-void Warden::close(uint64_t cookie, const std::string& uid) {
-  check(capture_.close_pod(cookie), "closing a lost pod");
-  if (uid.empty())
-    closed_.try_emplace(cookie, uid);
-  else
-    closed_.insert_or_assign(cookie, uid);
-}
-
-// The pod, whose object is well, is not to be in the mesh: what was closed on its account is opened.
-void Warden::release_closed(const LocalPod& pod) {
-  std::erase_if(closed_, [&](const auto& entry) {
-    const auto& [cookie, uid] = entry;
-    bool its = uid.empty() ? lives_in(pod, cookie) : uid == pod.wanted->uid;
-    if (its) check(capture_.remove_pod(cookie), "removing a lost pod");
-    return its;
-  });
-}
-
-// An object alone is no proof: the namespace it names must have its addresses.
-bool Warden::lives_in(const LocalPod& pod, uint64_t cookie) const {
-  const model::Workload& wanted = *pod.wanted;
-  struct stat file{};
-  if (wanted.host_network || wanted.addresses.empty()) return false;
-  std::vector<std::string> paths{wanted.netns};
-  if (auto cgroup = find_pod_cgroup(options_.kubepods, wanted.uid); cgroup && wanted.netns.empty()) {
-    paths.clear();
-    for (int pid : processes_.in_cgroup(cgroup->path)) paths.push_back(processes_.netns_path(pid));
-  }
-  auto inode = capture_.steered_inode(cookie);
-  auto path = std::ranges::find_if(
-      paths, [&](const auto& one) { return ::stat(one.c_str(), &file) == 0 && file.st_ino == inode; });
-  if (path == paths.end()) return false;
-  auto netns = open_netns(*path);
-  if (!netns || netns->cookie != cookie) return false;
-  auto present = addresses_in(netns->fd.get());
-  return present && std::ranges::all_of(wanted.addresses, [&](const Addr& address) {
-           return std::ranges::find(*present, address) != present->end();
-         });
-}
-
-void Warden::sweep_closed() {
-  std::erase_if(closed_, [&](const auto& entry) {
-    if (capture_.steered_inode(entry.first) != 0) return false;
-    check(capture_.remove_pod(entry.first), "removing a dead pod");
-    return true;
-  });
-}
-
-// What an earlier process told the kernel and nobody wants any more. A steered namespace stays closed:
-// whether its pod left on purpose is for the pod's own object to say.
-void Warden::drop_adopted() {
-  adoption_settled_ = true;
-  if (!capture_.adopted()) return;
-  std::set<uint64_t> cookies, cgroups;
-  std::vector<SockAddr> probes;
-  for (auto& [uid, pod] : pods_) {
-    if (pod.netns) cookies.insert(pod.netns->cookie);
-    if (pod.cgroup) cgroups.insert(pod.cgroup->id);
-    probes.insert(probes.end(), pod.probes.begin(), pod.probes.end());
-  }
-  for (const auto& pod : capture_.pods()) {
-    if (cookies.contains(pod.netns_cookie)) continue;
-    // One that was about to join was not in force yet.
-    if (pod.enrolment == NM_ENROL_ON && capture_.steered(pod.netns_cookie))
-      close(pod.netns_cookie, "");
-    else
-      check(capture_.remove_pod(pod.netns_cookie), "removing an old pod");
-  }
-  for (uint64_t cookie : capture_.steered_pods()) {
-    if (!cookies.contains(cookie)) close(cookie, "");
-  }
-  for (auto& [uid, pod] : pods_) {
-    if (!wants_capture(*pod.wanted)) release_closed(pod);
-  }
-  for (const auto& cgroup : capture_.cgroups()) {
-    if (!cgroups.contains(cgroup.id)) check(capture_.remove_cgroup(cgroup.id), "removing an old cgroup");
-  }
-  for (const SockAddr& probe : capture_.probes()) {
-    if (std::ranges::find(probes, probe) == probes.end())
-      check(capture_.clear_probe(probe), "removing an old probe");
-  }
 }
 
 }  // namespace nodemesh::warden
