@@ -194,6 +194,11 @@ TEST_CASE("wrong usage exits with 2 and says what would be right") {
     CHECK(ran.out.empty());
   }
   CHECK(has(meshctl({"get", "pods"}).err, "use workloads, services, policies"));
+  CHECK(meshctl({"statu"}).err == "error: `meshctl` has no command statu\n  next: see `meshctl --help`\n");
+  CHECK(has(meshctl({"log", "sett"}).err,
+            "`meshctl log` has no command sett\n  next: see `meshctl log --help`"));
+  CHECK(has(meshctl({"enroll", "shop", "--kubeconfig", "/none"}).err,
+            "must be `namespace NAME`, or a workload"));
 }
 
 TEST_CASE("help and version exit with 0") {
