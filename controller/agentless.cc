@@ -135,11 +135,4 @@ uint64_t AgentlessNodes::writes() const {
   return out;
 }
 
-std::string AgentlessNodes::trouble() const {
-  for (const auto& [name, node] : nodes_) {
-    if (node.publisher && !node.publisher->problem().empty()) return node.publisher->problem();
-  }
-  return {};
-}
-
 }  // namespace nodemesh::controller

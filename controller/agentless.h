@@ -41,7 +41,6 @@ class AgentlessNodes final : private translate::SliceApi {
   bool agentless(const std::string& node) const;
   size_t size() const;
   uint64_t writes() const;
-  std::string trouble() const;  // of the first node that has one
 
  private:
   struct Node {

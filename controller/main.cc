@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "base/duration.h"
 #include "base/log.h"
 #include "controller/cluster.h"
 #include "controller/standalone.h"
@@ -27,24 +28,14 @@ struct Options {
   std::string log_level = "info";
 };
 
-// "24h", "90s", "15m", "3650d" or plain seconds.
-std::string parse_duration(const std::string& text, seconds& out) {
-  size_t used = 0;
-  while (used < text.size() && text[used] >= '0' && text[used] <= '9') ++used;
-  std::string unit = text.substr(used);
-  int64_t factor = unit == "d"                   ? 86400
-                   : unit == "h"                 ? 3600
-                   : unit == "m"                 ? 60
-                   : unit == "s" || unit.empty() ? 1
-                                                 : 0;
-  if (used == 0 || used > 9 || factor == 0)
-    return "\"" + text + "\" is not a duration; write 90s, 15m, 24h or 3650d";
-  out = seconds(std::stoll(text.substr(0, used)) * factor);
-  return out.count() > 0 ? "" : "must be longer than 0";
-}
-
+// Checks an option's text and keeps what it says.
 auto duration(seconds& out) {
-  return [&out](const std::string& text) { return parse_duration(text, out); };
+  return [&out](const std::string& text) -> std::string {
+    auto parsed = parse_duration(text);
+    if (!parsed) return parsed.error().message;
+    out = std::chrono::ceil<seconds>(*parsed);
+    return "";
+  };
 }
 
 void add_standalone(CLI::App& app, StandaloneOptions& out) {

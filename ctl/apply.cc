@@ -138,7 +138,7 @@ Result<> Applier::create_if_absent(const nlohmann::json& object) {
 }
 
 Result<> Applier::remove(const OwnObject& object) {
-  auto reply = dry_run_ ? api_.get(object.path())
+  auto reply = dry_run_ ? api_.get_metadata(object.path())
                         : api_.call(kube::Verb::remove, object.path() + "?propagationPolicy=Background");
   if (reply.not_found()) return {};
   if (!reply.ok()) return fail(reply.error);
@@ -172,7 +172,7 @@ Result<std::vector<OwnObject>> find_own(ClusterApi& api, const std::string& ns) 
     for (const auto& [named, name] : kNamed) {
       OwnObject object{&kind, kind.namespaced ? ns : "", name};
       if (named != std::string_view(kind.kind) || std::ranges::find(found, object) != found.end()) continue;
-      auto reply = api.get(object.path());
+      auto reply = api.get_metadata(object.path());
       if (reply.ok()) found.push_back(object);
       if (!reply.ok() && !reply.not_found()) return fail(reply.error);
     }

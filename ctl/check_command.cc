@@ -70,7 +70,7 @@ Json to_json(const CheckResult& result, bool pre) {
   }
   for (const auto& one : result.not_checked) left.push_back({{"id", one.id}, {"why", one.why}});
   return {{"schema", kSchemaVersion}, {"kind", "check"},         {"pre", pre},       {"findings", findings},
-          {"notChecked", left},       {"passed", result.passed}, {"errors", errors}, {"warnings", warnings}};
+          {"not_checked", left},      {"passed", result.passed}, {"errors", errors}, {"warnings", warnings}};
 }
 
 void print(Context& context, const CheckResult& result, size_t errors, size_t warnings) {
@@ -97,16 +97,12 @@ void print(Context& context, const CheckResult& result, size_t errors, size_t wa
 int check(Context& context, bool pre, const std::string& id) {
   if (!id.empty()) return explain(context, id);
   auto access = cluster_access(context);
-  if (!access)
-    return context.failed(kFailure, access.error().message,
-                          "name a cluster: --kubeconfig FILE, --context NAME");
+  if (!access) return cluster_failed(context, access.error());
   auto api = open_cluster(std::move(*access));
   GatherOptions options{.pre = pre, .now = ::time(nullptr)};
   options.ask_agents = [&context](Facts& facts) { ask_agents(context, facts); };
   auto facts = gather_facts(*api, context.ns, options);
-  if (facts.server.is_null())
-    return context.failed(kUnreachable, api->get("/version").error,
-                          "look whether `kubectl version` reaches the cluster");
+  if (facts.server.is_null()) return cluster_failed(context, error_of(api->get("/version")));
   auto result = run_checks(facts, pre);
   auto all = to_json(result, pre);
   auto errors = all["errors"].get<size_t>(), warnings = all["warnings"].get<size_t>();

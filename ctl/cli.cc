@@ -17,8 +17,7 @@ namespace {
 
 constexpr const char* kFooter =
     "\nExit codes: 0 ok, 1 failure, 2 wrong usage, 3 warnings (with --strict), 4 no agent or no API server "
-    "could "
-    "be reached.";
+    "could be reached.";
 
 std::optional<Format> parse_format(std::string_view name) {
   if (name == "table") return Format::table;
@@ -79,7 +78,7 @@ void add_enrolment(CLI::App& app, Context& context, Parsed& parsed, bool enrol) 
                               enrol ? "put a namespace or a workload of a cluster into the mesh, by its label"
                                     : "take a namespace or a workload out of the mesh");
   command
-      ->add_option("what", parsed.words,
+      ->add_option("WHAT", parsed.words,
                    "namespace NAME, deployment/NAME, statefulset/NAME, daemonset/NAME or pod/NAME")
       ->required()
       ->expected(1, 2)
@@ -234,6 +233,23 @@ void add_commands(CLI::App& app, Context& context, Parsed& parsed) {
   complete_command->callback([&] { parsed.chosen = [&] { return complete(context, app, parsed.words); }; });
 }
 
+// What is wrong with the words, and the command whose help says what would be right.
+int wrong_usage(const Context& context, const CLI::App& app, const CLI::ParseError& error) {
+  std::string called = "meshctl";
+  const CLI::App* at = &app;
+  for (auto chosen = at->get_subcommands(); !chosen.empty(); chosen = at->get_subcommands()) {
+    at = chosen.front();
+    called += " " + at->get_name();
+  }
+  auto left = app.remaining(true);
+  // CLI11 misses the command before it looks at the word in its place.
+  bool no_such = at->get_require_subcommand_min() > 0 && !left.empty();
+  std::string why = error.what();
+  if (no_such)
+    why = "`" + called + "` has no " + (left.front().starts_with('-') ? "flag " : "command ") + left.front();
+  return context.failed(kUsage, why, "see `" + called + " --help`");
+}
+
 // kubectl runs its plugin `kubectl mesh` as a program of this name.
 std::string_view name_of(int argc, const char* const* argv) {
   std::string_view path = argc > 0 ? argv[0] : "";
@@ -257,8 +273,7 @@ int run(int argc, const char* const* argv, std::ostream& out, std::ostream& err,
   } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success, out, err) == 0 ? kOk : kFailure;
   } catch (const CLI::ParseError& error) {
-    return context.failed(kUsage, error.what(),
-                          "run `meshctl --help`, or with a command: `meshctl get --help`");
+    return wrong_usage(context, app, error);
   }
   context.run_dir_given = app.get_option("--run-dir")->count() > 0;
   return parsed.chosen ? parsed.chosen() : kOk;

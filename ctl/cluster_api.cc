@@ -53,8 +53,7 @@ class ApiServer final : public ClusterApi {
   }
 
   ClusterReply read(const std::string& what, const Result<kube::ApiAnswer>& answer) const {
-    if (!answer)
-      return {0, nullptr, fmt::format("{} at {}: {}", what, client_.access().url(), answer.error().message)};
+    if (!answer) return {0, nullptr, what + ": " + answer.error().message};
     ClusterReply reply{answer->status, nlohmann::json::parse(answer->body, nullptr, false), {}};
     if (!reply.ok()) {
       reply.error = fmt::format("{}: {}", what, kube::failure_text(reply.status, answer->body));
@@ -85,7 +84,7 @@ Result<std::vector<nlohmann::json>> ClusterApi::list(const std::string& path) {
     std::string page = fmt::format("{}{}limit={}", path, path.find('?') == path.npos ? '?' : '&', kPage);
     if (!next.empty()) page += "&continue=" + kube::percent_encode(next);
     ClusterReply reply = get(page);
-    if (!reply.ok()) return fail(reply.status == 0 ? Reason::CONNECT_FAILED : Reason::INTERNAL, reply.error);
+    if (!reply.ok()) return std::unexpected(error_of(reply));
     auto found = reply.body.find("items");
     if (found == reply.body.end() || !found->is_array())
       return fail("GET " + path + ": the answer is no list");
@@ -107,6 +106,21 @@ Result<kube::Access> cluster_access(const Context& context) {
 
 std::unique_ptr<ClusterApi> open_cluster(kube::Access access) {
   return std::make_unique<ApiServer>(std::move(access));
+}
+
+Error error_of(const ClusterReply& reply) {
+  return {reply.status == 0 ? Reason::CONNECT_FAILED : Reason::INTERNAL, reply.error};
+}
+
+int cluster_failed(const Context& context, const Error& error) {
+  if (error.reason == Reason::CONNECT_FAILED)
+    return context.failed(kUnreachable, error.message,
+                          "look whether `kubectl version` reaches the cluster; --kubeconfig and --context "
+                          "choose another");
+  return context.failed(
+      kFailure, error.message,
+      "--kubeconfig and --context choose the cluster; docs/meshctl.md lists the rights that "
+      "commands need");
 }
 
 }  // namespace nodemesh::ctl

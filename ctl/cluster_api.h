@@ -46,4 +46,10 @@ class ClusterApi {
 Result<kube::Access> cluster_access(const Context& context);
 std::unique_ptr<ClusterApi> open_cluster(kube::Access access);
 
+// A reply that is not ok(), as an error: CONNECT_FAILED where the server gave no answer.
+Error error_of(const ClusterReply& reply);
+// Says that no cluster could be chosen, or that its API server failed or refused, and returns the exit code:
+// kUnreachable for CONNECT_FAILED.
+int cluster_failed(const Context& context, const Error& error);
+
 }  // namespace nodemesh::ctl

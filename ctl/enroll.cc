@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "ctl/commands.h"
+#include "ctl/json_at.h"
 #include "ctl/structured.h"
 #include "ctl/views.h"
 #include "kube/api_client.h"
@@ -20,12 +21,8 @@ namespace {
 constexpr int kBetweenRounds = 1000;  // ms
 
 int failed_call(const Context& context, const ClusterReply& reply) {
-  if (reply.forbidden())
-    return context.failed(kFailure, reply.error, "docs/meshctl.md lists the rights that the command needs");
-  if (reply.status == 0)
-    return context.failed(kUnreachable, reply.error, "choose the cluster by --kubeconfig and --context");
-  return context.failed(kFailure, reply.error,
-                        reply.not_found() ? "look at its kind, name and namespace" : "");
+  if (reply.not_found()) return context.failed(kFailure, reply.error, "look at its kind, name and namespace");
+  return cluster_failed(context, error_of(reply));
 }
 
 std::string shown(const std::string& label) {
@@ -118,7 +115,7 @@ class Enrolment {
     auto until = Monotonic::now() + seconds(options_.timeout_s);
     for (;;) {
       auto progress = look(namespace_mode);
-      if (!progress) return context_.failed(kFailure, progress.error().message, "");
+      if (!progress) return cluster_failed(context_, progress.error());
       auto counted = fmt::format("{} of {} pods of {} {} the mesh", progress->done, progress->of,
                                  what_.text(), options_.enrol ? "are in" : "have left");
       if (progress->complete()) {
@@ -161,16 +158,15 @@ class Enrolment {
   Mode mode_;
 };
 
-// The pods that the agents' proxies have listeners for.
-Result<std::set<std::string>> captured_pods(const Context& context, const Targets& targets) {
-  std::set<std::string> captured;
+Captured captured_pods(const Context& context, const Targets& targets) {
+  Captured captured;
   auto answers = ask_targets(context, targets, "GET", "/listeners");
-  for (const auto& answer : answers) {
-    if (!answer) continue;  // its pods stay as waited for
-    auto body = nlohmann::json::parse(answer->body, nullptr, false);
-    if (!body.is_object() || !body.contains("items") || !body["items"].is_array()) continue;
-    for (const auto& row : body["items"])
-      captured.insert(text_at(row, "/namespace") + "/" + text_at(row, "/workload"));
+  for (size_t i = 0; i < answers.size(); ++i) {
+    auto rows = read_answer(targets.list[i], answers[i], "/listeners");
+    if (!rows) captured.silent[targets.list[i].name] = rows.error().message;
+    if (!rows) continue;
+    for (const auto& row : items_of(*rows, "items"))
+      captured.pods.insert(text_at(row, "/namespace") + "/" + text_at(row, "/workload"));
   }
   return captured;
 }
@@ -180,16 +176,18 @@ Result<std::set<std::string>> captured_pods(const Context& context, const Target
 int enroll_in(Context& context, const EnrolmentCluster& cluster, const EnrolOptions& options,
               const std::vector<std::string>& words) {
   auto what = parse_enrolment_object(words, options.ns);
-  if (!what) return context.failed(kUsage, what.error().message, "run `meshctl enroll --help`");
+  if (!what) return context.failed(kUsage, what.error().message, "see `meshctl enroll --help`");
   return Enrolment(context, cluster, options, std::move(*what)).run();
 }
 
 int enroll(Context& context, EnrolOptions options, const std::vector<std::string>& words) {
+  if (auto what = parse_enrolment_object(words, options.ns); !what)
+    return context.failed(kUsage, what.error().message, "see `meshctl enroll --help`");
   auto access = cluster_access(context);
-  if (!access) return context.failed(kFailure, access.error().message, "choose the cluster by --kubeconfig");
+  if (!access) return cluster_failed(context, access.error());
   if (options.ns.empty()) options.ns = access->ns;
   auto api = open_cluster(*access);
-  auto captured = [&]() -> Result<std::set<std::string>> {
+  auto captured = [&]() -> Result<Captured> {
     auto pods = component_pods(*api, context.ns, "agent");
     if (!pods) return std::unexpected(pods.error());
     return captured_pods(context, {agents_of(*pods), *access});

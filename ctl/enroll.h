@@ -2,7 +2,6 @@
 #pragma once
 
 #include <functional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -22,8 +21,7 @@ struct EnrolOptions {
 
 struct EnrolmentCluster {
   ClusterApi& api;
-  // "namespace/name" of every pod that an agent listens for.
-  std::function<Result<std::set<std::string>>()> captured;
+  std::function<Result<Captured>()> captured;
 };
 
 int enroll_in(Context& context, const EnrolmentCluster& cluster, const EnrolOptions& options,

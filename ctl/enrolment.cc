@@ -42,10 +42,13 @@ bool has_ended(const nlohmann::json& pod) {
 }
 
 // Why this pod is not as it should be; empty where it is.
-std::string missing(const nlohmann::json& pod, bool enrol, const std::set<std::string>& captured) {
+std::string missing(const nlohmann::json& pod, bool enrol, const Captured& captured) {
   auto name = text_at(pod, "/metadata/namespace") + "/" + text_at(pod, "/metadata/name");
   auto node = text_at(pod, "/spec/nodeName");
-  bool seen = captured.contains(name);
+  bool seen = captured.pods.contains(name);
+  if (auto silent = captured.silent.find(node); silent != captured.silent.end())
+    return fmt::format("whether the agent of {} listens for pod {} is not known: {}", node, name,
+                       silent->second);
   if (!enrol) return seen ? fmt::format("the agent of {} still holds pod {}", node, name) : "";
   if (node.empty()) return "pod " + name + " has no node yet";
   if (seen) return {};
@@ -101,7 +104,7 @@ nlohmann::json label_patch(const EnrolmentObject& what, const std::string& value
 }
 
 Progress enrolment_progress(const EnrolmentObject& what, bool enrol, const std::string& namespace_mode,
-                            const std::vector<nlohmann::json>& pods, const std::set<std::string>& captured) {
+                            const std::vector<nlohmann::json>& pods, const Captured& captured) {
   Progress progress;
   for (const auto& pod : pods) {
     if (has_ended(pod) || text_at(pod, "/spec/hostNetwork") == "true") continue;

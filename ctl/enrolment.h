@@ -2,6 +2,7 @@
 // have followed. Pure: objects of the API server in, decisions out.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -45,7 +46,13 @@ std::optional<std::string> wanted_label(const Mode& mode, bool enrol);
 // As application/merge-patch+json (RFC 7386), which touches that label alone.
 nlohmann::json label_patch(const EnrolmentObject& what, const std::string& value);
 
-// How far the agents are. `captured` holds "namespace/name" of each pod that an agent's proxy listens for.
+// What the agents say of the pods that their proxies listen for.
+struct Captured {
+  std::set<std::string> pods;                      // "namespace/name"
+  std::map<std::string, std::string> silent = {};  // nodes of whose agent nothing is known, and why
+};
+
+// How far the agents are.
 struct Progress {
   size_t done = 0, of = 0;
   std::string reason;  // what is waited for, of the first pod that is not there yet
@@ -54,7 +61,7 @@ struct Progress {
 // `pods` are the object's. Those that end and those that have ended do not count; nor, in a namespace, those
 // that say otherwise for themselves or are on the host's network.
 Progress enrolment_progress(const EnrolmentObject& what, bool enrol, const std::string& namespace_mode,
-                            const std::vector<nlohmann::json>& pods, const std::set<std::string>& captured);
+                            const std::vector<nlohmann::json>& pods, const Captured& captured);
 // "app=web,tier in (a,b)" of a metav1.LabelSelector.
 std::string selector_text(const nlohmann::json& selector);
 

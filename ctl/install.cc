@@ -128,12 +128,13 @@ int apply_manifests(Context& context, ClusterApi& api, const InstallOptions& opt
 
 int wait_and_tell(Context& context, ClusterApi& api, const InstallOptions& options) {
   if (options.dry_run || options.wait_seconds == 0) return kOk;
-  if (auto done = wait_running(api, context.ns, context.out, seconds(options.wait_seconds)); !done)
-    return context.failed(kFailure, done.error().message, fmt::format("meshctl check -n {}", context.ns));
+  if (auto done = wait_running(context, api, seconds(options.wait_seconds)); !done)
+    return context.failed(kFailure, done.error().message,
+                          fmt::format("`meshctl check -n {}` says more", context.ns));
   context.out << fmt::format(
-      "nodemesh runs in {}. Next:\n  meshctl check -n {}\n  kubectl label namespace default "
+      "nodemesh runs in {}. Next:\n  {} check -n {}\n  kubectl label namespace default "
       "istio.io/dataplane-mode=ambient\n",
-      context.ns, context.ns);
+      context.ns, context.program, context.ns);
   return kOk;
 }
 
@@ -144,19 +145,18 @@ int set_up(Context& context, const InstallOptions& options, bool upgrading) {
     return context.failed(kUsage, "there is no profile " + options.profile, "use one of " + names);
   }
   auto found = find_installation(context);
-  if (!found) return found.error();
+  if (!found) return cluster_failed(context, found.error());
   auto& [api, installed] = *found;
   if (!upgrading && installed == Manner::helm)
     return context.failed(kFailure, "Helm has installed nodemesh in " + context.ns + " already",
-                          "meshctl upgrade");
+                          "run `meshctl upgrade`");
   if (upgrading && installed == Manner::none)
     return context.failed(kFailure, "nodemesh is not installed in " + context.ns,
                           "`meshctl install`, or name the namespace: -n NAMESPACE");
   auto way = choose_way(context, options, installed);
-  if (!way) return context.failed(kUsage, way.error().message, "meshctl install --help");
+  if (!way) return context.failed(kUsage, way.error().message, "see `meshctl install --help`");
   if (!options.dry_run) {
-    auto there =
-        wait_not_terminating(*api, context.ns, context.out, seconds(std::max(options.wait_seconds, 1)));
+    auto there = wait_not_terminating(context, *api, seconds(std::max(options.wait_seconds, 1)));
     if (!there)
       return context.failed(kFailure, there.error().message,
                             fmt::format("kubectl get namespace {} -o yaml", context.ns));
@@ -178,23 +178,18 @@ std::vector<std::string> helm_flags(const Context& context) {
 Result<Manner> installed_manner(ClusterApi& api, const std::string& ns) {
   auto reply = api.get(fmt::format("/apis/apps/v1/namespaces/{}/daemonsets/nodemesh-agent", ns));
   if (reply.not_found()) return Manner::none;
-  if (!reply.ok()) return fail(reply.error);
+  if (!reply.ok()) return std::unexpected(error_of(reply));
   return text_of(reply.body, "metadata", "annotations", "meta.helm.sh/release-name").empty()
              ? Manner::manifests
              : Manner::helm;
 }
 
-std::expected<Installation, Exit> find_installation(const Context& context) {
-  auto failed = [&](Exit code, const Error& why, const char* next) {
-    context.failed(code, why.message, next);
-    return std::unexpected(code);
-  };
+Result<Installation> find_installation(const Context& context) {
   auto access = cluster_access(context);
-  if (!access) return failed(kFailure, access.error(), "name a cluster: --kubeconfig FILE, --context NAME");
+  if (!access) return std::unexpected(access.error());
   Installation found{.api = open_cluster(std::move(*access))};
   auto manner = installed_manner(*found.api, context.ns);
-  if (!manner)
-    return failed(kUnreachable, manner.error(), "look whether `kubectl version` reaches the cluster");
+  if (!manner) return std::unexpected(manner.error());
   found.manner = *manner;
   return found;
 }

@@ -3,7 +3,6 @@
 // applies itself.
 #pragma once
 
-#include <expected>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,8 +32,8 @@ struct Installation {
   std::unique_ptr<ClusterApi> api;
   Manner manner = Manner::none;
 };
-// In the cluster that the command line means. An error is the exit code; what it is for has been said.
-std::expected<Installation, Exit> find_installation(const Context& context);
+// In the cluster that the command line means. The error is for cluster_failed().
+Result<Installation> find_installation(const Context& context);
 
 // How this installation is to be served; an error says why it cannot be.
 struct Way {

@@ -61,19 +61,6 @@ Result<Targets> cluster_targets(const Context& context) {
   return targets;
 }
 
-Result<nlohmann::json> read_answer(const Target& target, const Result<HttpResponse>& response,
-                                   std::string_view path) {
-  if (!response) return std::unexpected(response.error());
-  if (response->status == 404) return fail("node " + target.name + " does not serve " + std::string(path));
-  if (response->status != 200)
-    return fail("node " + target.name + " answered " + std::to_string(response->status) + ": " +
-                response->body.substr(0, response->body.find('\n')));
-  auto body = nlohmann::json::parse(response->body, nullptr, false);
-  if (!body.is_object())
-    return fail("node " + target.name + " answered with something that is not a JSON object");
-  return body;
-}
-
 // Why a Pod that is there cannot be asked; empty where it runs.
 std::string why_not(const nlohmann::json& pod) {
   auto phase = text_at(pod, "/status/phase");
@@ -178,11 +165,21 @@ std::vector<Result<HttpResponse>> ask_targets(const Context& context, const Targ
   return answers;
 }
 
+Result<nlohmann::json> read_answer(const Target& target, const Result<HttpResponse>& response,
+                                   std::string_view path) {
+  if (!response) return std::unexpected(response.error());
+  if (response->status == 404) return fail("node " + target.name + " does not serve " + std::string(path));
+  if (response->status != 200)
+    return fail("node " + target.name + " answered " + std::to_string(response->status) + ": " +
+                response->body.substr(0, response->body.find('\n')));
+  auto body = nlohmann::json::parse(response->body, nullptr, false);
+  if (!body.is_object())
+    return fail("node " + target.name + " answered with something that is not a JSON object");
+  return body;
+}
+
 int nobody_found(const Context& context, const Error& error) {
-  if (error.reason != Reason::CONNECT_FAILED)
-    return context.failed(
-        kFailure, error.message,
-        "`meshctl --help` names the flags that choose a cluster; docs/meshctl.md the rights");
+  if (error.reason != Reason::CONNECT_FAILED) return cluster_failed(context, error);
   return context.failed(kUnreachable, error.message,
                         asks_a_cluster(context)
                             ? "name the namespace of nodemesh by -n, the cluster by --kubeconfig and "

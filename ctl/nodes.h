@@ -59,6 +59,10 @@ std::vector<Result<HttpResponse>> ask_targets(const Context& context, const Targ
                                               std::string_view method, std::string_view path,
                                               milliseconds deadline = seconds(10));
 
+// The JSON object that a target answered with. The error names the node.
+Result<nlohmann::json> read_answer(const Target& target, const Result<HttpResponse>& response,
+                                   std::string_view path);
+
 // One agent's answer. `node` is the agent's own word for itself where it gives one.
 struct Answer {
   std::string node;

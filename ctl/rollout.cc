@@ -3,12 +3,10 @@
 #include <poll.h>
 
 #include <map>
-#include <ostream>
 
 #include <fmt/format.h>
 
 #include "ctl/check_words.h"
-#include "ctl/context.h"
 #include "ctl/json_at.h"
 
 namespace nodemesh::ctl {
@@ -34,21 +32,6 @@ std::string first_trouble(const std::vector<nlohmann::json>& pods) {
 bool observed(const nlohmann::json& object) {
   return number_of(object, "status", "observedGeneration") >= number_of(object, "metadata", "generation");
 }
-
-// A reason once, not once a second.
-class Progress {
- public:
-  explicit Progress(std::ostream& out) : out_(out) {}
-  void say(const std::string& reason) {
-    if (reason == last_) return;
-    out_ << "waiting: " << printable(reason) << "\n" << std::flush;
-    last_ = reason;
-  }
-
- private:
-  std::ostream& out_;
-  std::string last_;
-};
 
 void note_end(const nlohmann::json& pod, std::map<std::string, std::string>& ends) {
   if (text_of(pod, "metadata", "labels", "app.kubernetes.io/component") != "agent") return;
@@ -91,54 +74,51 @@ std::string why_not_running(const nlohmann::json& daemonset, const nlohmann::jso
   return "";
 }
 
-Result<> wait_running(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most) {
+Result<> wait_running(Context& context, ClusterApi& api, seconds at_most) {
   auto until = Monotonic::now() + at_most;
-  auto base = fmt::format("/apis/apps/v1/namespaces/{}", ns);
-  Progress progress(out);
+  auto base = fmt::format("/apis/apps/v1/namespaces/{}", context.ns);
   while (true) {
     auto daemonset = api.get(base + "/daemonsets/nodemesh-agent");
     if (!daemonset.ok()) return fail(daemonset.error);
     auto deployment = api.get(base + "/deployments/nodemesh-controller");
     if (!deployment.ok() && !deployment.not_found()) return fail(deployment.error);
-    auto pods = api.list(pods_path(ns));
+    auto pods = api.list(pods_path(context.ns));
     if (!pods) return std::unexpected(pods.error());
     auto reason = why_not_running(daemonset.body, deployment.body, *pods);
     if (reason.empty()) return {};
-    progress.say(reason);
+    context.progress("waiting: " + reason);
     if (Monotonic::now() > until)
       return fail(fmt::format("nodemesh does not run after {} s: {}", at_most.count(), reason));
     ::poll(nullptr, 0, kBetweenLooks);
   }
 }
 
-Result<> wait_not_terminating(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most) {
+Result<> wait_not_terminating(Context& context, ClusterApi& api, seconds at_most) {
   auto until = Monotonic::now() + at_most;
-  Progress progress(out);
   while (true) {
-    auto reply = api.get("/api/v1/namespaces/" + ns);
+    auto reply = api.get("/api/v1/namespaces/" + context.ns);
     if (!reply.ok() && !reply.not_found()) return fail(reply.error);
     if (text_of(reply.body, "metadata", "deletionTimestamp").empty()) return {};
-    progress.say(fmt::format("namespace {} was deleted and is not gone yet", ns));
+    context.progress(fmt::format("waiting: namespace {} was deleted and is not gone yet", context.ns));
     if (Monotonic::now() > until)
-      return fail(fmt::format("namespace {} was deleted and is not gone after {} s", ns, at_most.count()));
+      return fail(
+          fmt::format("namespace {} was deleted and is not gone after {} s", context.ns, at_most.count()));
     ::poll(nullptr, 0, kBetweenLooks / 2);
   }
 }
 
-Result<std::vector<NodeEnd>> wait_gone(ClusterApi& api, const std::string& ns, std::ostream& out,
-                                       seconds at_most) {
+Result<std::vector<NodeEnd>> wait_gone(Context& context, ClusterApi& api, seconds at_most) {
   auto until = Monotonic::now() + at_most;
   std::map<std::string, std::string> ends;
-  Progress progress(out);
   while (true) {
-    auto pods = api.list(pods_path(ns));
+    auto pods = api.list(pods_path(context.ns));
     if (!pods) return std::unexpected(pods.error());
     for (const auto& pod : *pods) note_end(pod, ends);
     if (pods->empty()) break;
     auto reason =
         fmt::format("{} pods let their node's pods go and end; the first is {} on {}", pods->size(),
                     text_of(pods->front(), "metadata", "name"), text_of(pods->front(), "spec", "nodeName"));
-    progress.say(reason);
+    context.progress("waiting: " + reason);
     if (Monotonic::now() > until)
       return fail(fmt::format("not gone after {} s: {}", at_most.count(), reason));
     ::poll(nullptr, 0, kBetweenLooks / 2);

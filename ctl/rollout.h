@@ -1,8 +1,8 @@
 // Waiting for nodemesh to run, or to be gone, with the reason that it waits. The judgement is a pure function
-// of the objects; the waiting asks for them once a second. One thread.
+// of the objects; the waiting asks for them once a second, and says what it waits for as the context's
+// progress. One thread, blocking.
 #pragma once
 
-#include <iosfwd>
 #include <string>
 #include <vector>
 
@@ -10,25 +10,25 @@
 
 #include "base/clock.h"
 #include "ctl/cluster_api.h"
+#include "ctl/context.h"
 
 namespace nodemesh::ctl {
 
 // Why an installation does not run yet; "" when it does. `deployment` null: there is none to wait for.
 std::string why_not_running(const nlohmann::json& daemonset, const nlohmann::json& deployment,
                             const std::vector<nlohmann::json>& pods);
-// Prints every new reason. The error is the last one.
-Result<> wait_running(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most);
+// The error is the last reason.
+Result<> wait_running(Context& context, ClusterApi& api, seconds at_most);
 
-// Nothing can be made in a namespace that is on its way out: waits until it is gone, if it is.
-Result<> wait_not_terminating(ClusterApi& api, const std::string& ns, std::ostream& out, seconds at_most);
+// Nothing can be made in a namespace that is on its way out: waits until nodemesh's is gone, if it is.
+Result<> wait_not_terminating(Context& context, ClusterApi& api, seconds at_most);
 
 // How the agents of nodes ended, as far as the API server says.
 struct NodeEnd {
   std::string node;
   std::string doubt;  // why something may remain there; "" when its warden ended by itself
 };
-// Until no pod of nodemesh's is left in `ns`.
-Result<std::vector<NodeEnd>> wait_gone(ClusterApi& api, const std::string& ns, std::ostream& out,
-                                       seconds at_most);
+// Until no pod of nodemesh's is left in its namespace.
+Result<std::vector<NodeEnd>> wait_gone(Context& context, ClusterApi& api, seconds at_most);
 
 }  // namespace nodemesh::ctl

@@ -267,7 +267,7 @@ std::vector<json> pods_or_none(Context& context, ClusterApi& api, std::string_vi
 int sysdump_from(Context& context, const SysdumpCluster& cluster, const SysdumpOptions& options,
                  WallClock::time_point now) {
   if (auto seen = cluster.api.get("/version"); seen.status == 0)
-    return context.failed(kUnreachable, seen.error, "choose the cluster by --kubeconfig and --context");
+    return cluster_failed(context, error_of(seen));
   auto agents = pods_or_none(context, cluster.api, "agent");
   auto controllers = pods_or_none(context, cluster.api, "controller");
   std::time_t time = WallClock::to_time_t(now);
@@ -294,7 +294,7 @@ int sysdump_from(Context& context, const SysdumpCluster& cluster, const SysdumpO
 
 int sysdump(Context& context, const SysdumpOptions& options) {
   auto access = cluster_access(context);
-  if (!access) return context.failed(kFailure, access.error().message, "choose the cluster by --kubeconfig");
+  if (!access) return cluster_failed(context, access.error());
   auto api = open_cluster(*access);
   return sysdump_from(context, {*api, through_api_server(*access)}, options, Clock().wall());
 }

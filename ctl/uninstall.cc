@@ -67,7 +67,7 @@ int verify(Context& context, ClusterApi& api, const std::vector<NodeEnd>& ends, 
   auto left = settled(api, context.ns, at_most);
   if (!left)
     return context.failed(kFailure, "what is left could not be seen: " + left.error().message,
-                          "meshctl uninstall --verify");
+                          "run `meshctl uninstall --verify` again");
   size_t found = left->size();
   for (const auto& object : *left)
     context.out << fmt::format("left: {}\n  remove: {}\n", printable(object.text()),
@@ -93,7 +93,7 @@ int verify(Context& context, ClusterApi& api, const std::vector<NodeEnd>& ends, 
 
 int uninstall(Context& context, const InstallOptions& options) {
   auto found = find_installation(context);
-  if (!found) return found.error();
+  if (!found) return cluster_failed(context, found.error());
   auto& [api, installed] = *found;
   Applier applier(*api, context.out, options.dry_run);
   const seconds at_most(std::max(options.wait_seconds, 1));
@@ -104,7 +104,7 @@ int uninstall(Context& context, const InstallOptions& options) {
   auto stopped = remove_agents(*api, applier, context.ns);
   std::vector<NodeEnd> ends;
   if (stopped && !options.dry_run) {
-    auto gone = wait_gone(*api, context.ns, context.out, at_most);
+    auto gone = wait_gone(context, *api, at_most);
     if (!gone) stopped = std::unexpected(gone.error());
     if (gone) ends = std::move(*gone);
   }

@@ -1,11 +1,11 @@
 #include "admin/routes.h"
 
-#include <charconv>
 #include <memory>
 
 #include <nlohmann/json.hpp>
 
 #include "admin/rows.h"
+#include "base/duration.h"
 #include "base/log.h"
 #include "telemetry/denials.h"
 
@@ -92,18 +92,6 @@ struct Routes::Revert {
 Routes::Routes(Sources sources, io::Reactor& reactor) : sources_(std::move(sources)), reactor_(reactor) {}
 Routes::~Routes() = default;
 
-Result<milliseconds> parse_duration(std::string_view text) {
-  int64_t number = 0;
-  auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  auto unit = text.substr(static_cast<size_t>(end - text.data()));
-  int64_t scale = unit == "ms" ? 1 : unit == "s" ? 1000 : unit == "m" ? 60'000 : unit == "h" ? 3'600'000 : 0;
-  if (error != std::errc{} || scale == 0 || number <= 0 || number > kMaxFor.count() / scale) {
-    return fail("'" + std::string(text) +
-                "' is not a duration: write for example 30s, 5m or 2h, at most 24h");
-  }
-  return milliseconds(number * scale);
-}
-
 void Routes::handle(Surface surface, const Request& request, Respond respond) {
   const auto& path = request.path;
   bool everything = surface == Surface::admin;
@@ -185,6 +173,7 @@ Response Routes::set_level(const Request& request) {
   if (auto text = request.parameter("for")) {
     auto parsed = parse_duration(*text);
     if (!parsed) return problem(400, "for: " + log::escape(parsed.error().message));
+    if (*parsed > kMaxFor) return problem(400, "for: at most 24h");
     limit = *parsed;
   }
   for (int c = 0; c < static_cast<int>(log::Component::count); ++c) {

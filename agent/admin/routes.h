@@ -48,8 +48,6 @@ class Routes {
   std::vector<std::unique_ptr<Revert>> reverts_;
 };
 
-// "30s", "5m", "2h" or "500ms".
-Result<milliseconds> parse_duration(std::string_view text);
 // The bytes on the wire. With `head` the body is only announced.
 std::string serialise(const Response& response, bool keep_alive, bool head);
 

@@ -17,6 +17,7 @@
 #include "app/proxy_sources.h"
 #include "app/sandbox.h"
 #include "app/supervisor.h"
+#include "base/duration.h"
 #include "base/log.h"
 #include "proxy/control.h"
 
@@ -39,26 +40,6 @@ struct ProxyConfig {
 int cannot_start(const std::string& why) {
   fmt::print(stderr, "nodemesh-proxy: {}\n", why);
   return kCannotStart;
-}
-
-// "24h", "90m", "30s".
-std::optional<seconds> parse_lifetime(std::string_view text) {
-  if (text.size() < 2) return std::nullopt;
-  int64_t number = 0;
-  for (char digit : text.substr(0, text.size() - 1)) {
-    if (digit < '0' || digit > '9' || number > 1'000'000) return std::nullopt;
-    number = number * 10 + (digit - '0');
-  }
-  switch (text.back()) {
-    case 's':
-      return seconds(number);
-    case 'm':
-      return std::chrono::minutes(number);
-    case 'h':
-      return std::chrono::hours(number);
-    default:
-      return std::nullopt;
-  }
 }
 
 void add_ca_options(CLI::App& app, CaOptions& ca) {
@@ -256,10 +237,8 @@ int main(int argc, char** argv) {
     cannot_start(fmt::format("{}; see nodemesh-proxy --help", error.what()));
     return kWrongUsage;
   }
-  auto lifetime = parse_lifetime(config.cert_lifetime);
-  if (!lifetime)
-    return cannot_start("--cert-lifetime " + config.cert_lifetime +
-                        " is not a duration: write 24h, 90m or 30s");
+  auto lifetime = nodemesh::parse_duration(config.cert_lifetime);
+  if (!lifetime) return cannot_start("--cert-lifetime: " + lifetime.error().message);
   for (const std::string& text : config.cluster_cidrs) {
     auto range = nodemesh::Cidr::parse(text);
     if (!range)
@@ -268,7 +247,7 @@ int main(int argc, char** argv) {
   }
   auto ca = ca_settings(config.ca);
   if (!ca) return cannot_start(ca.error().message);
-  config.control.certificate_lifetime = *lifetime;
+  config.control.certificate_lifetime = std::chrono::ceil<nodemesh::seconds>(*lifetime);
   config.control.ca = std::move(*ca);
   config.control.hbone_times.ping_interval = std::chrono::milliseconds(config.ping_interval_ms);
   config.control.hbone_times.ping_timeout = std::chrono::milliseconds(config.ping_timeout_ms);

@@ -140,6 +140,7 @@ def test_agents_run_on_every_node_and_are_the_last_to_go(helm):
     pod = daemon["spec"]["template"]["spec"]
     assert pod["tolerations"] == [{"operator": "Exists"}] and pod["priorityClassName"] == "system-node-critical"
     assert pod["terminationGracePeriodSeconds"] == 86400
+    assert daemon["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     source, = next(volume for volume in pod["volumes"] if volume["name"] == "ca-token")["projected"]["sources"]
     assert source["serviceAccountToken"]["audience"] == "istio-ca"
 

@@ -178,8 +178,8 @@ def test_a_sysdump_without_rights_names_what_is_missing(users, tmp_path):
 
 def test_while_the_api_server_is_away_every_command_ends_with_exit_code_4(cluster, admin, tmp_path):
     with cluster.without("kube-apiserver"):
-        for words in (["status"], ["get", "workloads"], ["enroll", "namespace", "mall"],
-                      ["sysdump", "-o", tmp_path / "none.tar.gz"]):
+        for words in (["status"], ["get", "workloads"], ["check"], ["install"], ["uninstall"],
+                      ["enroll", "namespace", "mall"], ["sysdump", "-o", tmp_path / "none.tar.gz"]):
             assert "next: " in admin(*words, exit_code=4).stderr
         assert admin("version").stdout.startswith("meshctl ")
     assert not (tmp_path / "none.tar.gz").exists()

@@ -42,7 +42,7 @@ class Meshctl:
         for one in found["findings"]:
             if one["severity"] != "info":
                 serious.setdefault(one["id"], set()).add(one["object"])
-        return serious, {one["id"]: one["why"] for one in found["notChecked"]}
+        return serious, {one["id"]: one["why"] for one in found["not_checked"]}
 
 
 @pytest.fixture(scope="module")

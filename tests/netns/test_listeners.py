@@ -185,14 +185,20 @@ def test_a_proxy_that_drains_is_told_of_the_pods_and_counts_for_nothing_else(own
             assert mesh.reaches(mesh.client, mesh.server) and mesh.reaches(mesh.outsider, mesh.neighbour)
 
 
+def drain(mesh):
+    """An open connection of client, and the proxy that keeps it and drains."""
+    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
+    session.wait_output('"open"')
+    draining, = mesh.node1.agent_pids("nodemesh-proxy", workers=True)
+    os.kill(draining, signal.SIGTERM)
+    wait_for(lambda: "stopping: open connections" in mesh.node1.agent.output(), 10, "the proxy drains")
+    return session, draining
+
+
 def test_a_proxy_that_drains_while_its_warden_restarts_is_welcome_and_takes_no_listener(own_mesh):
     mesh = own_mesh
     node = mesh.node1
-    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
-    session.wait_output('"open"')
-    draining, = node.agent_pids("nodemesh-proxy", workers=True)
-    os.kill(draining, signal.SIGTERM)
-    wait_for(lambda: "stopping: open connections" in node.agent.output(), 10, "the proxy drains")
+    session, draining = drain(mesh)
     wait_for(lambda: not node.ctl("get", "listeners", "-o", "json")["items"], 10, "it has closed its listeners")
     for pid in node.agent_pids("nodemesh-warden", workers=True):
         os.kill(pid, signal.SIGKILL)
@@ -210,11 +216,7 @@ def test_a_proxy_that_drains_ends_early_when_its_warden_is_gone_for_good(own_mes
     """Where Kubernetes replaces an agent, nobody serves the node's pods until the old one has ended."""
     mesh = own_mesh
     node = mesh.node1
-    session = mesh.client.spawn_tool("session", mesh.server.ipv4, ECHO)
-    session.wait_output('"open"')
-    draining, = node.agent_pids("nodemesh-proxy", workers=True)
-    os.kill(draining, signal.SIGTERM)
-    wait_for(lambda: "stopping: open connections" in node.agent.output(), 10, "the proxy drains")
+    session, draining = drain(mesh)
 
     def gone():  # a warden that is started again ends before it can take the proxy
         for pid in node.agent_pids("nodemesh-warden", workers=True):

@@ -70,7 +70,7 @@ json pod(const std::string& name, const std::string& node, const char* mode = nu
 
 struct Shop {
   Recorded api;
-  std::set<std::string> captured;
+  Captured captured;
   Command command;
 
   explicit Shop(const char* namespace_mode, const char* deployment_mode = nullptr) {
@@ -82,8 +82,7 @@ struct Shop {
   }
   int run(EnrolOptions options, std::vector<std::string> words) {
     options.ns = "shop";
-    return enroll_in(command.context, {api, [&]() -> Result<std::set<std::string>> { return captured; }},
-                     options, words);
+    return enroll_in(command.context, {api, [&]() -> Result<Captured> { return captured; }}, options, words);
   }
 };
 
@@ -232,30 +231,33 @@ TEST_CASE("what cannot be enrolled is refused before anything is changed") {
   CHECK(shop.run({}, {"namespace", "shop"}) == kUnreachable);
 }
 
-TEST_CASE("enrolment is complete when an agent listens for every pod that is meant") {
+TEST_CASE("enrolment is complete when agents listen for every pod that is meant, and leaving when none may") {
   EnrolmentObject ns{"namespace", "shop", ""}, web{"deployment", "web", "shop"};
   auto ended = pod("done", "n1"), host = pod("host", "n1"), unplaced = pod("new", "");
   ended["status"]["phase"] = "Succeeded";
   host["spec"]["hostNetwork"] = true;
   std::vector<json> pods = {pod("a", "n1"), pod("b", "n2"), ended, host, pod("other", "n1", "none")};
-  auto progress = enrolment_progress(ns, true, "ambient", pods, {"shop/a"});
+  auto progress = enrolment_progress(ns, true, "ambient", pods, {{"shop/a"}});
   CHECK(progress.done == 1);
   CHECK(progress.of == 2);
   CHECK(progress.reason == "the agent of n2 does not listen for pod shop/b yet");
-  CHECK(enrolment_progress(ns, true, "ambient", pods, {"shop/a", "shop/b"}).complete());
+  CHECK(enrolment_progress(ns, true, "ambient", pods, {{"shop/a", "shop/b"}}).complete());
   CHECK(enrolment_progress(ns, true, "ambient", {unplaced}, {}).reason == "pod shop/new has no node yet");
-  CHECK(has(enrolment_progress(web, true, "", {pod("a", "n1")}, {"shop/a"}).reason, "of the time before"));
-  CHECK(has(enrolment_progress(ns, false, "", pods, {"shop/a"}).reason, "n1 still holds pod shop/a"));
+  CHECK(has(enrolment_progress(web, true, "", {pod("a", "n1")}, {{"shop/a"}}).reason, "of the time before"));
+  CHECK(has(enrolment_progress(ns, false, "", pods, {{"shop/a"}}).reason, "n1 still holds pod shop/a"));
   CHECK(enrolment_progress(ns, false, "", pods, {}).complete());
+  CHECK(enrolment_progress(ns, false, "", pods, {.pods = {}, .silent = {{"n2", "no answer"}}}).reason ==
+        "whether the agent of n2 listens for pod shop/b is not known: no answer");
+  CHECK(enrolment_progress(ns, false, "", pods, {.pods = {}, .silent = {{"n3", "no answer"}}}).complete());
 }
 
 TEST_CASE("waiting ends with an error that names the pod when the time is over") {
   Shop shop("ambient");
   shop.api.objects["/api/v1/namespaces/shop/pods"] = {{"items", {pod("a", "n1")}}};
-  shop.captured = {"shop/a"};
+  shop.captured.pods = {"shop/a"};
   CHECK(shop.run({.wait = true}, {"namespace", "shop"}) == kOk);
   CHECK(has(shop.command.err.str(), "1 of 1 pods of namespace shop are in the mesh\n"));
-  shop.captured.clear();
+  shop.captured.pods.clear();
   CHECK(shop.run({.wait = true, .timeout_s = 0}, {"namespace", "shop"}) == kFailure);
   CHECK(
       has(shop.command.err.str(), "not done after 0 s: the agent of n1 does not listen for pod shop/a yet"));

@@ -150,11 +150,13 @@ TEST_CASE("why an installation does not run names the pod and what it waits for"
 TEST_CASE("a namespace that was deleted is waited for, and one that stays so is named") {
   Kept api;
   std::ostringstream out;
-  CHECK(wait_not_terminating(api, "m", out, seconds(0)).has_value());
+  Context context = context_to(out);
+  context.ns = "m";
+  CHECK(wait_not_terminating(context, api, seconds(0)).has_value());
   api.objects["/api/v1/namespaces/m"] = {{"metadata", {{"name", "m"}}}};
-  CHECK(wait_not_terminating(api, "m", out, seconds(0)).has_value());
+  CHECK(wait_not_terminating(context, api, seconds(0)).has_value());
   api.objects["/api/v1/namespaces/m"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z";
-  auto stuck = wait_not_terminating(api, "m", out, seconds(0));
+  auto stuck = wait_not_terminating(context, api, seconds(0));
   REQUIRE(!stuck.has_value());
   CHECK(stuck.error().message == "namespace m was deleted and is not gone after 0 s");
   CHECK(out.str() == "waiting: namespace m was deleted and is not gone yet\n");

@@ -30,12 +30,16 @@ struct Ran {
   std::string out, err;
 };
 
-Ran meshctl(std::vector<std::string> args, bool colour = false) {
-  std::vector<const char*> argv{"meshctl"};
+Ran run_as(const char* program, const std::vector<std::string>& args, bool colour = false) {
+  std::vector<const char*> argv{program};
   for (const auto& arg : args) argv.push_back(arg.c_str());
   std::ostringstream out, err;
   int exit = run(static_cast<int>(argv.size()), argv.data(), out, err, colour);
   return {exit, out.str(), err.str()};
+}
+
+Ran meshctl(const std::vector<std::string>& args, bool colour = false) {
+  return run_as("meshctl", args, colour);
 }
 
 bool has(const std::string& text, std::string_view part) {
@@ -194,6 +198,16 @@ TEST_CASE("wrong usage exits with 2 and says what would be right") {
     CHECK(ran.out.empty());
   }
   CHECK(has(meshctl({"get", "pods"}).err, "use workloads, services, policies"));
+  CHECK(meshctl({"statu"}).err == "error: `meshctl` has no command statu\n  next: see `meshctl --help`\n");
+  CHECK(has(meshctl({"log", "sett"}).err,
+            "`meshctl log` has no command sett\n  next: see `meshctl log --help`"));
+  CHECK(has(meshctl({"enroll", "shop", "--kubeconfig", "/none"}).err,
+            "must be `namespace NAME`, or a workload"));
+}
+
+TEST_CASE("as kubectl's plugin it calls itself what the user types") {
+  CHECK(has(run_as("/usr/local/bin/kubectl-mesh", {"statu"}).err, "next: see `kubectl mesh --help`\n"));
+  CHECK(has(run_as("/usr/local/bin/kubectl-mesh", {"--help"}).out, "Usage: kubectl mesh "));
 }
 
 TEST_CASE("help and version exit with 0") {
