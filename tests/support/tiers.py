@@ -69,6 +69,22 @@ def build_meanwhile(make, *words):
     threading.Thread(target=work, daemon=True).start()
 
 
+class Meanwhile:
+    """A tier that needs nothing but a core, run beside the others."""
+
+    def __init__(self, tier):
+        self._outcome = None
+        self._thread = threading.Thread(target=self._run, args=(tier,), daemon=True)
+        self._thread.start()
+
+    def _run(self, tier):
+        self._outcome = run_tier(tier)
+
+    def result(self):
+        self._thread.join()
+        return self._outcome
+
+
 FAILURES = []  # said again at the end of the run, where even a short look at the log finds them
 
 
@@ -138,7 +154,7 @@ def fuzz_one(path):
         seeds = f"{ROOT}/tests/fuzz/corpus/{name}"
         if os.path.isdir(seeds):
             shutil.copytree(seeds, corpus, dirs_exist_ok=True)
-        done = subprocess.run([path, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=1024",
+        done = subprocess.run(["nice", path, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=1024",
                                f"-artifact_prefix={findings}/{name}-", corpus], text=True, check=False,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **SANITISER_OPTIONS})
     if done.returncode != 0:
@@ -229,7 +245,7 @@ def tier_cluster():
 
 
 def tier_fuzz():
-    build("fuzz")
+    build("fuzz", 10)
     fuzzers = sorted(entry.path for entry in os.scandir(f"{SANITISED}/tests")
                      if entry.name.startswith("fuzz_") and entry.is_file() and os.access(entry.path, os.X_OK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -270,8 +286,22 @@ def _write(path, text):
 
 
 TIERS = {"lint": tier_lint, "unit": tier_unit, "golden": tier_golden, "bpf": tier_bpf, "kernels": tier_kernels, "netns": tier_netns,
-         "wire": tier_wire, "chart": tier_chart, "cluster": tier_cluster, "fuzz": tier_fuzz, "asan": tier_asan}
-BY_NAME = {"chart", "cluster"}  # run only when asked for: they build Helm and Kubernetes from Go modules
+         "wire": tier_wire, "asan": tier_asan, "chart": tier_chart, "cluster": tier_cluster, "fuzz": tier_fuzz}
+
+
+def run_tier(name):
+    """(what it counted, seconds)."""
+    print(f"\n== {name}")
+    started = time.monotonic()
+    try:
+        count = TIERS[name]()
+    except Skipped as reason:
+        print(f"SKIPPED {name}: {reason}")
+        count = Count(skipped=1)
+    except subprocess.CalledProcessError as error:
+        print(f"{name}: {error}")
+        count = Count(failed=1)
+    return count, time.monotonic() - started
 
 
 def main(names):
@@ -279,27 +309,20 @@ def main(names):
     if unknown:
         sys.exit(f"scripts/test: no tier {', '.join(unknown)}; there are {', '.join(TIERS)}")
     sys.stdout.reconfigure(line_buffering=True)
-    total, times = Count(), []
-    names = names or [name for name in TIERS if name not in BY_NAME]
+    total, times, beside, begun = Count(), [], {}, time.monotonic()
+    names = names or list(TIERS)
     if "cluster" in names and os.geteuid() == 0:
         build_meanwhile(build_cluster)
     for name in names:
-        print(f"\n== {name}")
-        started = time.monotonic()
-        try:
-            count = TIERS[name]()
-        except Skipped as reason:
-            print(f"SKIPPED {name}: {reason}")
-            count = Count(skipped=1)
-        except subprocess.CalledProcessError as error:
-            print(f"{name}: {error}")
-            count = Count(failed=1)
-        if name == "unit" and {"fuzz", "asan"} & set(names):
+        count, seconds = beside[name].result() if name in beside else run_tier(name)
+        if name == "unit" and "fuzz" in names:
+            beside["fuzz"] = Meanwhile("fuzz")
+        elif name == "unit" and "asan" in names:
             build_meanwhile(build, "fuzz", 10)
         total += count
-        times.append(f"{name:8} {time.monotonic() - started:6.1f} s   {count.passed} passed, {count.failed} failed"
+        times.append(f"{name:8} {seconds:6.1f} s   {count.passed} passed, {count.failed} failed"
                      + (f", {count.skipped} skipped" if count.skipped else ""))
-    print("\n" + "\n".join(times) + "\n")
+    print("\n" + "\n".join(times) + f"\n{'all':8} {time.monotonic() - begun:6.1f} s\n")
     for failure in FAILURES[:60]:
         print(f"failed: {failure}")
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
