@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "ctl/commands.h"
+#include "ctl/json_at.h"
 #include "ctl/structured.h"
 #include "ctl/views.h"
 #include "kube/api_client.h"
@@ -167,7 +168,7 @@ Result<std::set<std::string>> captured_pods(const Context& context, const Target
   auto answers = ask_targets(context, targets, "GET", "/listeners");
   for (const auto& answer : answers) {
     if (!answer) continue;  // its pods stay as waited for
-    auto body = nlohmann::json::parse(answer->body, nullptr, false);
+    auto body = parse_json(answer->body);
     if (!body.is_object() || !body.contains("items") || !body["items"].is_array()) continue;
     for (const auto& row : body["items"])
       captured.insert(text_at(row, "/namespace") + "/" + text_at(row, "/workload"));
