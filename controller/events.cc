@@ -8,7 +8,7 @@
 namespace nodemesh::controller {
 namespace {
 
-constexpr int kInWindow = 20;
+constexpr int kInWindow = 20, kOfOneNamespace = 10;
 constexpr auto kWindow = seconds(10);
 constexpr auto kHour = seconds(3600);  // how long the API server keeps Events by default
 constexpr size_t kMaxNote = 1024;      // events.k8s.io/v1 `note`
@@ -28,7 +28,7 @@ void EventPoster::warn(const Regarding& about, const std::string& reason, const 
   std::string ns = about.ns.empty() ? "default" : about.ns;
   std::string name = fmt::format("{}.{:016x}", about.name.substr(0, kMaxName),
                                  hash_of(about.uid + '\n' + reason + '\n' + note));
-  if (!may_post(ns + "/" + name)) return;
+  if (!may_post(ns, ns + "/" + name)) return;
   Json regarding = {{"apiVersion", about.api_version}, {"kind", about.kind}, {"name", about.name}};
   if (!about.ns.empty()) regarding["namespace"] = about.ns;
   if (!about.uid.empty()) regarding["uid"] = about.uid;
@@ -53,7 +53,7 @@ void EventPoster::warn(const Regarding& about, const std::string& reason, const 
             });
 }
 
-bool EventPoster::may_post(const std::string& path) {
+bool EventPoster::may_post(const std::string& ns, const std::string& path) {
   auto now = clock_.now();
   if (now - hour_ >= kHour || said_.size() >= 10'000) {
     said_.clear();
@@ -63,12 +63,15 @@ bool EventPoster::may_post(const std::string& path) {
   if (now - window_ >= kWindow) {
     window_ = now;
     in_window_ = 0;
+    of_namespace_.clear();
   }
-  if (in_window_ >= kInWindow) {
+  int& of_this = of_namespace_[ns];
+  if (in_window_ >= kInWindow || of_this >= kOfOneNamespace) {
     ++left_out_;
     return false;
   }
   ++in_window_;
+  ++of_this;
   said_.insert(path);
   return true;
 }

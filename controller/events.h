@@ -1,9 +1,10 @@
 // Events about what we refuse, so that `kubectl describe` of the refused object shows it. events.k8s.io/v1;
 // an Event's name is made of what it says, so that the API server itself keeps us from saying it twice while
-// it lasts (an hour by default), whichever replica speaks. At most 20 in 10 s: who provokes refusals in a
-// loop does not fill etcd. Main thread only.
+// it lasts (an hour by default), whichever replica speaks. At most 20 in 10 s, 10 of them of one namespace:
+// who provokes refusals in a loop does not fill etcd, nor silence others. Main thread only.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -31,7 +32,7 @@ class EventPoster {
   uint64_t left_out() const { return left_out_; }
 
  private:
-  bool may_post(const std::string& path);
+  bool may_post(const std::string& ns, const std::string& path);
 
   const Clock& clock_;
   Api& api_;
@@ -39,6 +40,7 @@ class EventPoster {
   std::set<std::string> said_;  // in this hour
   Monotonic::time_point hour_{}, window_{};
   int in_window_ = 0;
+  std::map<std::string, int> of_namespace_;  // in this window
   uint64_t left_out_ = 0;
   bool complained_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

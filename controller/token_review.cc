@@ -69,7 +69,9 @@ void TokenReviewer::review(const std::string& token, Done done) {
   Hash hash = tls::sha256(token);
   auto found = known_.find(hash);
   if (found != known_.end() && clock_.now() < found->second.until) return done(found->second.owner);
-  if (in_flight_ >= kMaxInFlight)
+  // Strangers' floods leave room for who was good within the hour.
+  bool stranger = found == known_.end() || clock_.now() >= found->second.until_unanswered;
+  if (in_flight_ >= (stranger ? kMaxInFlight : 2 * kMaxInFlight))
     return done(refused(Refusal::overloaded, fmt::format("{} TokenReviews are under way", in_flight_)));
   Json body = {{"apiVersion", "authentication.k8s.io/v1"},
                {"kind", "TokenReview"},
@@ -84,7 +86,7 @@ void TokenReviewer::review(const std::string& token, Done done) {
 
 void TokenReviewer::on_reply(const Hash& hash, const ApiReply& reply, Done done) {
   --in_flight_;
-  bool unanswered = reply.status == 0 || reply.status >= 500;
+  bool unanswered = reply.status == 0 || reply.status == 429 || reply.status >= 500;
   auto known = known_.find(hash);
   if (unanswered && known != known_.end() && clock_.now() < known->second.until_unanswered)
     return done(known->second.owner);

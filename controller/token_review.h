@@ -1,9 +1,9 @@
 // Who a bearer token belongs to, as the API server says (authentication.k8s.io/v1 TokenReview with our
 // audience). Good answers are remembered for a short time by the token's hash, since an agent asks for all
 // its node's identities in one breath; whether the Pod still exists is checked anew each time by the caller.
-// While the API server does not answer a good answer counts for an hour: nobody could revoke the token then,
-// nor could kubelet renew it, and short certificates would end with the first minute of an outage.
-// Main thread only. Tokens are never logged.
+// While the API server does not answer, or has too much to do, a good answer counts for an hour: nobody could
+// revoke the token then, nor could kubelet renew it, and short certificates would end with the first minute
+// of an outage. Main thread only. Tokens are never logged.
 #pragma once
 
 #include <array>

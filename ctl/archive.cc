@@ -1,6 +1,8 @@
 #include "ctl/archive.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -38,10 +40,33 @@ std::string header(std::string_view prefix, std::string_view name, size_t size, 
   return block;
 }
 
+// Never an inode that somebody else has made ready: its mode and readers would be theirs.
+Fd create_new(const std::string& path) {
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+  Fd fd(::open(path.c_str(), kFlags, 0600));
+  struct stat there{};
+  bool replace = !fd && errno == EEXIST && ::lstat(path.c_str(), &there) == 0 && S_ISREG(there.st_mode);
+  if (!replace || ::unlink(path.c_str()) != 0) return fd;
+  return Fd(::open(path.c_str(), kFlags, 0600));
+}
+
 }  // namespace
 
+bool Archive::can_hold(std::string_view name) {
+  size_t slash = name.rfind('/');
+  if (slash != name.npos && slash > 150) return false;
+  if (name.size() - (slash == name.npos ? 0 : slash + 1) > 99) return false;
+  if (!std::ranges::all_of(name, [](char c) { return c > ' ' && c < 0x7f && c != '\\'; })) return false;
+  for (size_t at = 0; at <= name.size();) {
+    auto part = name.substr(at, name.find('/', at) - at);
+    if (part.empty() || part == "." || part == "..") return false;
+    at += part.size() + 1;
+  }
+  return true;
+}
+
 Result<Archive> Archive::create(const std::string& path, WallClock::time_point now) {
-  Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  Fd fd = create_new(path);
   if (!fd) return fail_errno("cannot write " + path);
   File file(gzdopen(fd.get(), "wb6"));
   if (!file) return fail("cannot write " + path + ": no memory");
@@ -67,7 +92,7 @@ Result<> Archive::add(const std::string& name, std::string_view bytes) {
   size_t slash = name.rfind('/');
   std::string_view whole = name, prefix = slash == name.npos ? "" : whole.substr(0, slash);
   std::string_view last = slash == name.npos ? whole : whole.substr(slash + 1);
-  if (prefix.size() > 150 || last.empty() || last.size() > 99) return fail("no file can be called " + name);
+  if (!can_hold(name)) return fail("no file can be called " + name);
   if (auto head = write(header(prefix, last, bytes.size(), time_)); !head) return head;
   if (auto body = write(bytes); !body) return body;
   return write(std::string((kBlock - bytes.size() % kBlock) % kBlock, '\0'));

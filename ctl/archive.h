@@ -14,9 +14,11 @@ namespace nodemesh::ctl {
 
 class Archive {
  public:
-  // Replaces a file that is there.
+  // Replaces a file that is there; what is a link, or belongs to others in a folder for all, is left alone.
   static Result<Archive> create(const std::string& path, WallClock::time_point now);
-  // `name` relative, of at most 150 bytes before its last slash and 99 after it.
+  // Whether a file may be called so: relative, without "..", of printable ASCII, of at most 150 bytes before
+  // its last slash and 99 after it.
+  static bool can_hold(std::string_view name);
   Result<> add(const std::string& name, std::string_view bytes);
   // The file is complete only after this.
   Result<> finish();

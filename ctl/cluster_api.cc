@@ -7,12 +7,14 @@
 #include <fmt/format.h>
 
 #include "base/clock.h"
+#include "ctl/json_at.h"
 #include "io/reactor.h"
 
 namespace nodemesh::ctl {
 namespace {
 
 constexpr int kPage = 500;
+constexpr int kMaxPages = 2000;  // a million objects
 constexpr milliseconds kTimeout{15'000};
 
 class ApiServer final : public ClusterApi {
@@ -54,7 +56,7 @@ class ApiServer final : public ClusterApi {
 
   ClusterReply read(const std::string& what, const Result<kube::ApiAnswer>& answer) const {
     if (!answer) return {0, nullptr, what + ": " + answer.error().message};
-    ClusterReply reply{answer->status, nlohmann::json::parse(answer->body, nullptr, false), {}};
+    ClusterReply reply{answer->status, parse_json(answer->body), {}};
     if (!reply.ok()) {
       reply.error = fmt::format("{}: {}", what, kube::failure_text(reply.status, answer->body));
     } else if (!answer->body.empty() && !reply.body.is_object()) {
@@ -80,7 +82,9 @@ bool in_a_pod_without_kubeconfig(const Context& context) {
 Result<std::vector<nlohmann::json>> ClusterApi::list(const std::string& path) {
   std::vector<nlohmann::json> items;
   std::string next;
+  int pages = 0;
   do {
+    if (++pages > kMaxPages) return fail("GET " + path + ": the list does not end");
     std::string page = fmt::format("{}{}limit={}", path, path.find('?') == path.npos ? '?' : '&', kPage);
     if (!next.empty()) page += "&continue=" + kube::percent_encode(next);
     ClusterReply reply = get(page);

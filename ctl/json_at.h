@@ -11,6 +11,10 @@
 
 namespace nodemesh::ctl {
 
+// What an API server or an agent answers; discarded if it is no JSON, or nested deeper than any object of
+// Kubernetes: what reads it recurses.
+nlohmann::json parse_json(std::string_view text);
+
 inline const nlohmann::json& json_at(const nlohmann::json& from) {
   return from;
 }

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "ctl/json_at.h"
 #include "ctl/views.h"
 
 namespace nodemesh::ctl {
@@ -172,7 +173,7 @@ Result<nlohmann::json> read_answer(const Target& target, const Result<HttpRespon
   if (response->status != 200)
     return fail("node " + target.name + " answered " + std::to_string(response->status) + ": " +
                 response->body.substr(0, response->body.find('\n')));
-  auto body = nlohmann::json::parse(response->body, nullptr, false);
+  auto body = parse_json(response->body);
   if (!body.is_object())
     return fail("node " + target.name + " answered with something that is not a JSON object");
   return body;

@@ -56,6 +56,7 @@ class ApiSocket {
       auto part = repeat([&] { return SSL_write(ssl_.get(), bytes.data(), static_cast<int>(bytes.size())); },
                          "sending");
       if (!part) return std::unexpected(part.error());
+      if (*part == 0) return unreachable("the API server closed the connection");
       bytes.remove_prefix(*part);
     }
     return {};
@@ -70,10 +71,11 @@ class ApiSocket {
   }
 
  private:
-  // 0: the peer has closed.
+  // 0: the peer has closed. A peer that always has something to say meets the deadline too.
   template <class Call>
   Result<size_t> repeat(Call call, const char* what) {
     for (;;) {
+      if (Monotonic::now() >= until_) return unreachable("no answer in time");
       ERR_clear_error();
       int result = call();
       if (result > 0) return static_cast<size_t>(result);
@@ -180,6 +182,7 @@ class Exchange final : private WebSocketReader::Owner {
     auto fed = refusal.feed(bytes);
     while (fed && !refusal.done()) {
       auto more = socket_.read();
+      if (!more && refusal.status() == 0) return std::unexpected(more.error());
       if (!more || more->empty()) break;
       fed = refusal.feed(*more);
     }

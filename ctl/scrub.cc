@@ -67,12 +67,41 @@ size_t bearer(std::string_view text) {
   return value >= 16 ? kBearer.size() + value : 0;  // shorter: a word about it
 }
 
-// At an '=': the value of a name that ends like a secret's.
+// The quote that `text` begins with, with the backslash before it inside another string; empty: none.
+std::string_view quote_of(std::string_view text) {
+  size_t size = text.starts_with('\\') ? 2 : 1;
+  bool quoted = text.size() >= size && (text[size - 1] == '"' || text[size - 1] == '\'');
+  return text.substr(0, quoted ? size : 0);
+}
+
+// At an '=', or the colon of a JSON member: the value of a name that ends like a secret's. What begins with a
+// quote ends with one.
 size_t assigned(std::string_view before, std::string_view text) {
-  if (text.front() != '=' || !names_a_secret(before)) return 0;
-  size_t quote = text.size() > 1 && (text[1] == '"' || text[1] == '\'') ? 1 : 0;
-  size_t value = run_of(text.substr(1 + quote), [](char c) { return !ends_value(c); });
-  return value == 0 ? 0 : 1 + quote + value;
+  size_t at = 1;
+  if (text.front() == ':') {
+    if (!before.ends_with('"')) return 0;
+    before.remove_suffix(before.ends_with("\\\"") ? 2 : 1);
+    at += run_of(text.substr(1), [](char c) { return c == ' '; });
+  }
+  if (!names_a_secret(before)) return 0;
+  auto quote = quote_of(text.substr(at));
+  if (!quote.empty()) {
+    size_t end = text.find(quote, at + quote.size());
+    return end == at + quote.size() ? 0 : end == text.npos ? text.size() : end + quote.size();
+  }
+  size_t value = text.front() == '=' ? run_of(text.substr(at), [](char c) { return !ends_value(c); }) : 0;
+  return value == 0 ? 0 : at + value;
+}
+
+// {"name": …, "value": …}, as headers and parameters are written.
+bool names_a_secret_value(const nlohmann::json& object) {
+  auto name = object.find("name");
+  if (name == object.end() || !name->is_string()) return false;
+  const auto& text = name->get_ref<const std::string&>();
+  auto is = [&](std::string_view other) {
+    return std::ranges::equal(text, other, {}, [](unsigned char c) { return std::tolower(c); });
+  };
+  return names_a_secret(text) || is("authorization") || is("proxy-authorization") || is("cookie");
 }
 
 void scrub_annotations(nlohmann::json& metadata) {
@@ -94,6 +123,31 @@ const nlohmann::json& member(const nlohmann::json& object, const char* key) {
   if (!object.is_object()) return kNull;
   auto found = object.find(key);
   return found == object.end() ? kNull : *found;
+}
+
+// What kubelet asks, without headers and commands, where passwords stand.
+nlohmann::json probe_outline(const nlohmann::json& probe) {
+  nlohmann::json out = nlohmann::json::object();
+  copy(probe, out,
+       {"tcpSocket", "grpc", "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold",
+        "failureThreshold"});
+  if (probe.contains("httpGet")) copy(probe["httpGet"], out["httpGet"], {"path", "port", "scheme", "host"});
+  if (probe.contains("exec")) out["exec"] = kRemoved;
+  return out;
+}
+
+// A container's termination message is what its application wrote last.
+void forget_last_words(nlohmann::json& pod) {
+  using Pointer = nlohmann::json::json_pointer;
+  for (const char* list : {"/status/initContainerStatuses", "/status/containerStatuses"}) {
+    if (!pod.contains(Pointer(list)) || !pod[Pointer(list)].is_array()) continue;
+    for (auto& status : pod[Pointer(list)]) {
+      for (const char* state : {"/state/terminated", "/lastState/terminated"}) {
+        if (status.contains(Pointer(state)) && status[Pointer(state)].is_object())
+          status[Pointer(state)].erase("message");
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -119,6 +173,7 @@ std::string scrub(std::string_view text) {
         secret = bearer(rest);
         break;
       case '=':
+      case ':':
         secret = assigned(text.substr(at > 32 ? at - 32 : 0, std::min<size_t>(at, 32)), rest);
         break;
       default:
@@ -129,7 +184,7 @@ std::string scrub(std::string_view text) {
       ++at;
       continue;
     }
-    if (rest.front() == '=') out += '=';
+    if (rest.front() == '=' || rest.front() == ':') out += rest.front();
     out += kRemoved;
     at += secret;
   }
@@ -142,6 +197,7 @@ void scrub_object(nlohmann::json& object) {
   } else if (object.is_array()) {
     for (auto& item : object) scrub_object(item);
   } else if (object.is_object()) {
+    if (object.contains("value") && names_a_secret_value(object)) object["value"] = kRemoved;
     if (member(object, "kind") == "Secret") {
       for (const char* key : {"data", "stringData"}) object.erase(key);
     }
@@ -169,11 +225,15 @@ nlohmann::json pod_outline(const nlohmann::json& pod) {
     if (!containers.is_array()) continue;
     for (const auto& container : containers) {
       nlohmann::json outline;
-      copy(container, outline, {"name", "image", "ports", "livenessProbe", "readinessProbe", "startupProbe"});
+      copy(container, outline, {"name", "image", "ports"});
+      for (const char* probe : {"livenessProbe", "readinessProbe", "startupProbe"}) {
+        if (member(container, probe).is_object()) outline[probe] = probe_outline(container[probe]);
+      }
       out["spec"][list].push_back(std::move(outline));
     }
   }
   copy(pod, out, {"status"});
+  forget_last_words(out);
   return out;
 }
 

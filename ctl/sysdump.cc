@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "ctl/archive.h"
+#include "ctl/json_at.h"
 #include "ctl/scrub.h"
 #include "ctl/structured.h"
 #include "ctl/views.h"
@@ -131,7 +132,9 @@ class Dump {
   void add(const std::string& name, std::string text) {
     if (failure_) return;
     if (text.size() > left_) return miss(name, "--max-mib is reached");
-    auto added = archive_.add("nodemesh-sysdump/" + name, text);
+    auto path = "nodemesh-sysdump/" + name;
+    if (!Archive::can_hold(path)) return miss(name, "no file can be called so");
+    auto added = archive_.add(path, text);
     if (!added) failure_ = added.error();
     left_ -= text.size();
   }
@@ -200,7 +203,7 @@ class Dump {
   void add_answer(const std::string& name, const Result<HttpResponse>& answer) {
     if (!answer) return miss(name, answer.error().message);
     if (answer->status != 200) return miss(name, fmt::format("HTTP {}", answer->status));
-    auto object = json::parse(answer->body, nullptr, false);
+    auto object = parse_json(answer->body);
     object.is_object() ? add_object(name, std::move(object)) : add(name, scrub(answer->body));
   }
 

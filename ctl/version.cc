@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ctl/commands.h"
+#include "ctl/json_at.h"
 #include "ctl/nodes.h"
 #include "ctl/structured.h"
 #include "ctl/views.h"
@@ -29,7 +30,7 @@ void note_agents(Context& context, const Targets& targets, nlohmann::json& items
       context.warn(answers[i] ? "node " + name + " does not tell its version" : answers[i].error().message);
       continue;
     }
-    auto body = nlohmann::json::parse(answers[i]->body, nullptr, false);
+    auto body = parse_json(answers[i]->body);
     auto node = text_at(body, "/node"), agent = text_at(body, "/version");
     items.push_back({{"node", node.empty() ? name : node}, {"version", agent}});
     if (agent != NODEMESH_VERSION)

@@ -102,6 +102,18 @@ bool CredentialStore::complete() const {
   });
 }
 
+std::vector<std::string> CredentialStore::lacking() const {
+  std::vector<std::string> out;
+  for (const auto& [uri, entry] : entries_) {
+    const auto& status = entry.status;
+    if (entry.credential && entry.credential->valid_at(clock_.wall())) continue;
+    std::string what = status.serial.empty() ? "no certificate yet for " + uri
+                                             : "the certificate of " + uri + " has expired";
+    out.push_back(what + (status.last_error.empty() ? "" : ": " + status.last_error));
+  }
+  return out;
+}
+
 void CredentialStore::enqueue(const std::string& uri) {
   if (std::ranges::find(queue_, uri) != queue_.end()) return;
   // Who has no certificate cannot serve at all; renewals have half a lifetime left.

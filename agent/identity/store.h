@@ -69,6 +69,9 @@ class CredentialStore {
   std::vector<CertStatus> status() const;
   // True when each wanted identity has a certificate in its time.
   bool complete() const;
+  // A sentence for each that has not.
+  std::vector<std::string> lacking() const;
+  bool wants(const std::string& uri) const { return entries_.contains(uri); }
 
  private:
   struct Entry {

@@ -36,6 +36,9 @@ Snapshot::Snapshot(SnapshotContent content) : content_(std::move(content)) {
     for (const auto& vip : service->vips) service_by_vip_.emplace(vip, service);
     for (const auto& port : service->ports) {
       for (const auto& endpoint : port.endpoints) {
+        // Whoever may write EndpointSlices can name pods of other namespaces; no selector does.
+        const auto& pod = endpoint.workload;
+        if (pod && !pod->ns.empty() && pod->ns != service->ns) continue;
         auto [at, added] = service_by_endpoint_.emplace(endpoint.target(), service);
         if (!added && at->second->vips.empty() && !service->vips.empty()) at->second = service;
       }

@@ -80,8 +80,8 @@ class Snapshot {
   const Shared<Service>& find_service(const Addr& vip) const;
   const Shared<Service>& find_service(std::string_view ns, std::string_view name) const;
   ServiceAddress find_service_port(const SockAddr& vip) const;
-  // A Service that has `endpoint` among its endpoints, one with an own address before a headless one; for
-  // labels of connections that dialled the endpoint itself. Null when there is none.
+  // A Service that has `endpoint` among its endpoints, of the pod's namespace, one with an own address before
+  // a headless one; for labels of connections that dialled the endpoint itself. Null when there is none.
   const Shared<Service>& find_service_of_endpoint(const SockAddr& endpoint) const;
   bool in_cluster(const Addr& address) const { return ranges_.find(address) != nullptr; }
   // Of an address without a workload: known to be outside of the mesh (none), or not known.

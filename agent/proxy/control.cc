@@ -165,7 +165,7 @@ void Control::want_identities() {
 void Control::publish_credential(const std::string& uri, std::shared_ptr<const tls::Credential> credential) {
   if (credential != nullptr) {
     metrics_.set_certificate(uri, credential->not_after());
-  } else {
+  } else if (!credentials_.wants(uri)) {  // one that has expired stays: an alert must not end with it
     metrics_.remove_certificate(uri);
   }
   for (auto& worker : workers_) {
@@ -286,11 +286,7 @@ std::vector<std::string> Control::not_ready() const {
   if (!pods_known_ && !standby_) reasons.push_back("the warden has not announced this node's pods");
   if (pods_known_ && !taken_up_) reasons.push_back("the warden has not heard yet that all pods are taken up");
   if (pods_known_ && !keys_kept_) reasons.push_back("the warden does not hold the keys for a restart yet");
-  for (const auto& status : credentials_.status()) {
-    if (status.serial.empty())
-      reasons.push_back("no certificate yet for " + status.uri +
-                        (status.last_error.empty() ? "" : ": " + status.last_error));
-  }
+  std::ranges::move(credentials_.lacking(), std::back_inserter(reasons));
   return reasons;
 }
 

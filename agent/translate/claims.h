@@ -20,6 +20,10 @@ class Claims {
   // `field` and returns false when another object has it.
   bool take(const std::string& what, const kube::Object& object, const char* field);
   bool take(const Addr& address, const kube::Object& object, const char* field);
+  // Before its turn by age, and without a word: where it has been claimed, nothing changes.
+  void reserve(const Addr& address, const kube::Object& object, const char* field) {
+    owners_of_addresses_.try_emplace(address, Owner{&object, field});
+  }
 
  private:
   struct Owner {

@@ -49,6 +49,7 @@ struct ServiceSpec : kube::Decoded {
     model::Protocol protocol = model::Protocol::unspecified;
   };
   std::vector<Addr> vips;
+  size_t cluster_vips = 0;  // so many, the first of them, are clusterIPs
   bool headless = false;
   std::string external_name;
   bool publish_not_ready = false;

@@ -106,15 +106,17 @@ std::string_view Evidence::node_of_range(const Addr& address) const {
 }
 
 std::string_view Evidence::node_of(const Addr& address, std::string_view ns) const {
-  std::string_view node;
-  bool named = false;
+  std::string_view range = node_of_range(address), node;
+  bool two = false, in_range = false;
   for (const auto& claim : claims(address)) {
     if (claim.ns() != ns || claim.node().empty()) continue;
-    if (named && claim.node() != node) return {};
+    two = two || (!node.empty() && claim.node() != node);
+    in_range = in_range || claim.node() == range;
     node = claim.node();
-    named = true;
   }
-  return named ? node : node_of_range(address);
+  if (node.empty()) return range;
+  if (!two) return node;
+  return in_range ? range : std::string_view();
 }
 
 }  // namespace nodemesh::translate

@@ -32,8 +32,8 @@ class Evidence {
   void update(const kube::Store& store, bool trust_ranges);
 
   // Where a pod of namespace `ns` with this address runs. The EndpointSlices of its own namespace decide,
-  // since other tenants may write what they like into theirs; then the Nodes' ranges. Empty: nobody says, or
-  // two disagree.
+  // since other tenants may write what they like into theirs; then the Nodes' ranges, as between two that
+  // disagree. Empty: nobody says, or two disagree and neither names the node of the range.
   std::string_view node_of(const Addr& address, std::string_view ns) const;
   // By the Nodes' ranges alone; empty: in none.
   std::string_view node_of_range(const Addr& address) const;

@@ -79,8 +79,22 @@ class Remote {
                  "only the agent of a pod's own node may name it; see who wrote the slice");
   }
 
+  // An agent and a tenant who deceive together cannot take an address from the pod of the node that has its
+  // range.
+  bool settle_by_range(const Addr& address, const std::vector<const Said*>& sayers) {
+    auto node = evidence_.node_of_range(address);
+    auto of_node = [&](const Said* said) { return said->node == node; };
+    if (node.empty() || std::ranges::count_if(sayers, of_node) != 1) return false;
+    counted_[address] = *std::ranges::find_if(sayers, of_node);
+    for (const auto* said : sayers) {
+      if (!of_node(said)) refuse(*said, address, "is in the range of node \"" + std::string(node) + "\"");
+    }
+    return true;
+  }
+
   void drop_disputed() {
     for (auto& [address, sayers] : disputed_) {
+      if (settle_by_range(address, sayers)) continue;
       for (const auto* said : sayers) {
         reports_.add(said->object(), Severity::error, said->field() + ".ips",
                      "address " + address.to_string() + " is named for two pods, so neither is believed",
@@ -206,11 +220,14 @@ class Remote {
     evidence_.for_each_address([&](const Addr& address, std::span<const EndpointClaim> claims) {
       if (counted_.contains(address) || options_.is_ours(address) || evidence_.is_node_address(address))
         return;
-      auto first = std::ranges::min(claims, {}, [](const EndpointClaim& claim) {
-        return std::tuple(claim.ns(), std::string_view(claim.object->key.name), claim.pod());
+      auto vouched = namespace_of_slices(address);
+      auto first = std::ranges::min(claims, {}, [&](const EndpointClaim& claim) {
+        return std::tuple(claim.ns() != vouched, claim.ns(), std::string_view(claim.object->key.name),
+                          claim.pod());
       });
-      // Whom two namespaces name, nobody can tell which of them to expect.
-      if (std::ranges::any_of(claims, [&](const auto& claim) { return claim.ns() != first.ns(); })) {
+      // Whom two namespaces name, nobody can tell which of them to expect, but for slices that do.
+      bool two = std::ranges::any_of(claims, [&](const auto& claim) { return claim.ns() != first.ns(); });
+      if (two && first.ns() != vouched) {
         strangers_.try_emplace("/" + address.to_string(), nobody(address, *first.object));
       } else {
         auto& workload = named(std::string(first.ns()), std::string(first.pod()), *first.object);
@@ -220,6 +237,16 @@ class Remote {
       }
       unplaced_.erase(address);
     });
+  }
+
+  // Of the pod that slices give an address which they cannot prove; empty where they do not agree.
+  std::string_view namespace_of_slices(const Addr& address) const {
+    auto found = unplaced_.find(address);
+    if (found == unplaced_.end()) return {};
+    const auto& sayers = found->second;
+    std::string_view ns = sayers.front()->common().ns;
+    bool one = std::ranges::all_of(sayers, [&](const Said* said) { return said->common().ns == ns; });
+    return one ? ns : std::string_view();
   }
 
   // An address in another node's range is not made plain by who puts it on a plain node: the EndpointSlice
@@ -240,7 +267,7 @@ class Remote {
   // Of what slices alone name and no other can confirm, nothing is known.
   void add_unplaced() {
     for (const auto& [address, sayers] : unplaced_) {
-      if (!evidence_.is_node_address(address))
+      if (!evidence_.is_node_address(address) && !counted_.contains(address))
         strangers_.try_emplace("/" + address.to_string(), nobody(address, sayers.front()->object()));
     }
     for (auto& [name, workload] : strangers_) {

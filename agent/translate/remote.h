@@ -1,7 +1,7 @@
 // Pods of other nodes to workloads, in cluster mode: which of what nodes say is believed, and what is known
 // of addresses that nobody is believed about. An address counts only from the node that has it by the word of
-// others (evidence.h); two that count for one address count for nothing. Control thread; pure but for what
-// RemoteMemory keeps.
+// others (evidence.h); two that count for one address count for nothing, unless it is in the range of one of
+// them. Control thread; pure but for what RemoteMemory keeps.
 #pragma once
 
 #include <functional>

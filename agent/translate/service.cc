@@ -31,6 +31,7 @@ void read_addresses(Fields& spec, ServiceSpec& service, Problems& problems) {
   if (service.headless) return;
   if (single && !single->text.empty()) add_vip(*single, service, problems);
   for (const auto& item : many) add_vip(item, service, problems);
+  service.cluster_vips = service.vips.size();
   for (const auto& item : spec.list("externalIPs")) add_vip(item, service, problems);
 }
 

@@ -1,6 +1,7 @@
 #include "translate/services.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 namespace nodemesh::translate {
 namespace {
@@ -46,6 +47,7 @@ void sort_usable(ServicePort& port, const ServiceSpec& service, const std::strin
 
 void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kube::Entry* const> slices,
                    const FindWorkload& find_workload) {
+  std::unordered_set<SockAddr> there;  // while a pod moves between slices it may be in two of them
   for (const auto* entry : slices) {
     const auto& slice = slice_of(*entry);
     auto target = std::ranges::find(slice.ports, port.name, &EndpointSliceSpec::Port::name);
@@ -59,10 +61,7 @@ void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kub
         endpoint.zone.share(endpoint.workload->zone);
         if (endpoint.node.empty()) endpoint.node = endpoint.workload->node;
       }
-      // While a pod moves between slices it may be in two of them.
-      bool twice = std::ranges::any_of(port.endpoints,
-                                       [&](const Endpoint& e) { return e.target() == endpoint.target(); });
-      if (!twice) port.endpoints.push_back(std::move(endpoint));
+      if (there.insert(endpoint.target()).second) port.endpoints.push_back(std::move(endpoint));
     }
   }
 }

@@ -208,6 +208,15 @@ class Translator {
     }
   }
 
+  // A cluster address is the API server's to give, to one Service. External ones whoever may write a Service
+  // can wish for: those that a Service of another namespace is given tomorrow, too.
+  void claim_cluster_addresses(const kube::Entry& service) {
+    if (options_.cluster) keep_from(service);
+    const auto& spec = static_cast<const ServiceSpec&>(*service.decoded);
+    for (const auto& vip : std::span(spec.vips).first(spec.cluster_vips))
+      claims_.reserve(vip, *service.object, "spec.clusterIP");
+  }
+
   void add_services() {
     BalancerRules rules(store_, content_.mesh.root_namespace, options_.cluster_domain, reports_);
     auto find_workload = [this](const std::string& ns, const std::string& pod, const Addr& address) {
@@ -222,8 +231,9 @@ class Translator {
     };
     auto& memory = memory_.services;
     ++memory.round;
-    for (const auto* entry : by_age(store_, "Service")) {
-      if (options_.cluster) keep_from(*entry);
+    auto entries = by_age(store_, "Service");
+    for (const auto* entry : entries) claim_cluster_addresses(*entry);
+    for (const auto* entry : entries) {
       auto made = make_service(*entry, slices_, rules, options_, find_workload, claims_, memory);
       Shared<model::Service> before;
       if (previous_ && memory.round == 1) before = previous_->find_service(made->ns, made->name);

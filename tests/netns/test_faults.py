@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 
 import pytest
 
@@ -174,7 +175,7 @@ def test_keys_survive_the_proxy_although_the_authority_is_down(own_mesh):
     mesh.wait_reaches(mesh.client, mesh.server)
 
 
-def test_certificates_are_renewed_at_half_life_while_connections_stay(lab):
+def test_certificates_are_renewed_at_half_life_while_connections_stay_and_an_agent_says_when_they_expire(lab):
     mesh = Mesh(lab, start=False)
     lab.write_manifests()
     lab.start(extra=("--cert-lifetime", "20s"))
@@ -190,3 +191,8 @@ def test_certificates_are_renewed_at_half_life_while_connections_stay(lab):
     wait_for(lambda: expiry() > second, 20, "one more")
     assert mesh.reaches(mesh.client, mesh.server) and not programs.events(session, "session")
     session.stop()
+    lab.controller.kill()
+    expired = f"the certificate of {mesh.server.identity} has expired: "
+    wait_for(lambda: expired in mesh.node2.http_get(15021, "/healthz/ready")[1], 60, "an agent without certificates says so")
+    assert not mesh.node2.is_ready()
+    assert 0 < expiry() < time.time(), "what an alert looks at stays"

@@ -221,6 +221,8 @@ TEST_CASE_FIXTURE(Fixture,
   api.broken[reviews] = 503;
   CHECK(ask("web") == "shop/web");
   CHECK(ask("web", "shop", "ddd.eee.fff") == "api_unavailable");  // which was never called good
+  api.broken[reviews] = 429;
+  CHECK(ask("web") == "shop/web");
   api.broken[reviews] = 403;
   CHECK(ask("web") == "api_unavailable");  // an answer, if none to our question
   api.broken[reviews] = 0;
@@ -260,6 +262,14 @@ TEST_CASE_FIXTURE(Fixture, "a flood of tokens does not become a flood of reviews
   CHECK(overloaded == 372);
   api.answer_all();
   CHECK(answered == 500);
+  CHECK(ask("web") == "shop/web");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a flood of strangers' tokens keeps no agent out that was good before") {
+  CHECK(ask("web") == "shop/web");
+  clock.advance(seconds(31));
+  for (int i = 0; i < 500; ++i)
+    authorizer.authorize({.token = "a.b." + std::to_string(i), .peer = {}}, std::nullopt, [](auto) {});
   CHECK(ask("web") == "shop/web");
 }
 

@@ -5,11 +5,13 @@
 #include <zlib.h>
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <sstream>
 
 #include "ctl/archive.h"
 #include "ctl/enroll.h"
+#include "ctl/json_at.h"
 #include "ctl/scrub.h"
 #include "ctl/sysdump.h"
 #include "ctl/websocket.h"
@@ -278,10 +280,14 @@ TEST_CASE("keys, tokens and passwords are taken out of texts, and nothing else")
   CHECK(scrub("x LS0tLS1CRUdJTiBFQyBQUklW== y") == "x [removed] y");
   CHECK(scrub("got " + jwt + ", fine") == "got [removed], fine");
   CHECK(scrub("Authorization: Bearer 0123456789abcdef0123") == "Authorization: [removed]");
-  CHECK(scrub("DB_PASSWORD=hunter2 --api-token=\"x y\"") ==
-        "DB_PASSWORD=[removed] --api-token=[removed] y\"");
+  CHECK(scrub("DB_PASSWORD=hunter2 --api-token=\"x y\" z") ==
+        "DB_PASSWORD=[removed] --api-token=[removed] z");
+  CHECK(scrub(R"({"msg":"PGPASSWORD=\"x y\", ok","password": "z","n":1})") ==
+        R"({"msg":"PGPASSWORD=[removed], ok","password":[removed],"n":1})");
+  CHECK(scrub(R"({"line":"{\"token\":\"z\"}"})") == R"({"line":"{\"token\":[removed]}"})");
   for (std::string plain : {"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "a bearer token",
-                            "--ca-token-file=/var/run/x", "eyJ.short", "key=value"})
+                            "--ca-token-file=/var/run/x", "eyJ.short", "key=value", "secret: not found",
+                            "\"token\":null", "token=\"\""})
     CHECK(scrub(plain) == plain);
 }
 
@@ -298,6 +304,76 @@ TEST_CASE("objects lose environment values, last-applied copies and Secrets' dat
     "spec":{"nodeName":"n","containers":[{"name":"c","args":["--password","x"],"env":[1]}]}})"));
   CHECK(outline ==
         json::parse(R"({"metadata":{"name":"a"},"spec":{"nodeName":"n","containers":[{"name":"c"}]}})"));
+}
+
+TEST_CASE("what a pod's probes say for a password and what its application said last is left out") {
+  auto outline = pod_outline(json::parse(R"({"spec":{"containers":[{"name":"c",
+    "livenessProbe":{"exec":{"command":["mysqladmin","-phunter2","ping"]},"periodSeconds":5},
+    "readinessProbe":{"httpGet":{"path":"/","port":80,"httpHeaders":[{"name":"X","value":"hunter2"}]}},
+    "startupProbe":7}]},
+    "status":{"phase":"Running","containerStatuses":[7,{"name":"c","lastState":{"terminated":
+    {"exitCode":1,"message":"hunter2"}}}],"initContainerStatuses":"x"}})"));
+  CHECK_FALSE(has(outline.dump(), "hunter2"));
+  const auto& container = outline["spec"]["containers"][0];
+  CHECK(container["livenessProbe"]["periodSeconds"] == 5);
+  CHECK(container["readinessProbe"]["httpGet"] == json::parse(R"({"path":"/","port":80})"));
+  CHECK(outline["status"]["containerStatuses"][1]["lastState"]["terminated"]["exitCode"] == 1);
+  auto route =
+      json::parse(R"({"set":[{"name":"Authorization","value":"Basic x"},{"name":"X-Api-Token","value":"x"},
+    {"name":"plain","value":"y"}]})");
+  scrub_object(route);
+  CHECK(route == json::parse(R"({"set":[{"name":"Authorization","value":"[removed]"},
+    {"name":"X-Api-Token","value":"[removed]"},{"name":"plain","value":"y"}]})"));
+}
+
+TEST_CASE(
+    "an archive is written to a file of its own: no link is followed, no file that others read is kept") {
+  char name[] = "/tmp/nodemesh-archive-XXXXXX";
+  std::filesystem::path folder(::mkdtemp(name));
+  auto target = folder / "target", link = folder / "link", wide = folder / "wide";
+  std::filesystem::create_symlink(target, link);
+  std::ofstream(wide) << "old";
+  std::filesystem::permissions(wide, std::filesystem::perms(0666));
+  std::ifstream reader(wide);  // as somebody would who had made it
+  CHECK_FALSE(Archive::create(link, {}));
+  CHECK_FALSE(Archive::create(folder, {}));
+  CHECK_FALSE(std::filesystem::exists(target));
+  auto archive = Archive::create(wide, {});
+  REQUIRE(archive);
+  CHECK(archive->add("a", "secret"));
+  CHECK(archive->finish());
+  CHECK(std::filesystem::status(wide).permissions() == std::filesystem::perms(0600));
+  std::string seen;
+  reader >> seen;
+  CHECK(seen == "old");
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("no file of an archive has a name that leads out of the folder it is unpacked in") {
+  for (const char* good : {"a", "a/b.json", "nodes/ip-10-0-0-1.eu_west.internal/status.json", "a..b/..c"})
+    CHECK(Archive::can_hold(good));
+  for (std::string bad : {"", "/", "/etc/passwd", "..", "a/../b", "a/..", "./a", "a//b", "a/", "a\\b", "a\nb",
+                          "a\x1b[31m", "b\xc3\xa4"})
+    CHECK_FALSE(Archive::can_hold(bad));
+  CHECK_FALSE(Archive::can_hold(std::string(151, 'a') + "/b"));
+  CHECK_FALSE(Archive::can_hold(std::string(100, 'a')));
+}
+
+TEST_CASE("an answer nested without end is no JSON, and a list without end no list") {
+  std::string deep(100'000, '[');
+  CHECK(parse_json(deep + std::string(deep.size(), ']')).is_discarded());
+  CHECK(parse_json(R"({"a":"[[[[\"[","b":[[]]})").is_object());
+  struct Endless final : ClusterApi {
+    ClusterReply call(kube::Verb, const std::string&, const json&, std::string_view) override {
+      ++asked;
+      return {200, {{"items", json::array()}, {"metadata", {{"continue", "more"}}}}, ""};
+    }
+    Result<std::string> text(const std::string&) override { return ""; }
+    int asked = 0;
+  } api;
+  auto listed = api.list("/api/v1/pods");
+  REQUIRE_FALSE(listed);
+  CHECK(has(listed.error().message, "GET /api/v1/pods: the list does not end"));
 }
 
 namespace {
@@ -324,6 +400,20 @@ Dumped dump(Recorded& api, const AskPod& ask, int max_mib = 10) {
   return dumped;
 }
 
+// As tar reads them: a header block of 512 bytes, then the file in whole blocks.
+std::set<std::string> names_of(const std::string& bytes) {
+  std::set<std::string> names;
+  for (size_t at = 0; at + 512 <= bytes.size() && bytes[at] != '\0';) {
+    auto text = [&](size_t offset, size_t most) {
+      return std::string(bytes.c_str() + at + offset).substr(0, most);
+    };
+    auto prefix = text(345, 155);
+    names.insert(prefix + (prefix.empty() ? "" : "/") + text(0, 100));
+    at += 512 + (std::stoul(text(124, 11), nullptr, 8) + 511) / 512 * 512;
+  }
+  return names;
+}
+
 }  // namespace
 
 TEST_CASE("a sysdump holds what could be read and names what could not, and no Secret is asked for") {
@@ -347,6 +437,26 @@ TEST_CASE("a sysdump holds what could be read and names what could not, and no S
   CHECK(has(dumped.err, "warning: nodes/n1/metrics.txt is missing: HTTP 500"));
   CHECK(has(dumped.bytes, "\"gateways\""));  // not installed
   for (const auto& path : api.asked) CHECK_FALSE(has(path, "secret"));
+}
+
+TEST_CASE("an object with a hostile name is left out of a sysdump, and the others are there") {
+  Recorded api;
+  auto agent = pod("agent-1", "n1"), hostile = pod("../../../etc/cron.d/x", std::string(200, 'n'));
+  auto third = pod("agent-3", "../../n3");
+  for (auto* one : {&agent, &hostile, &third})
+    (*one)["spec"]["containers"] = {{{"name", "proxy"}}, {{"name", "../../y"}}};
+  api.objects["/version"] = json::object();
+  api.objects["/api/v1/namespaces/nodemesh-system/pods"] = {{"items", {agent, hostile, third}}};
+  auto dumped = dump(api, [](const PodPort&, std::string_view, std::string_view, milliseconds) {
+    return Result<HttpResponse>(HttpResponse{200, "{}"});
+  });
+  CHECK(dumped.exit == kOk);
+  auto names = names_of(dumped.bytes);
+  CHECK(names.contains("nodemesh-sysdump/nodes/n1/status.json"));
+  CHECK(names.contains("nodemesh-sysdump/logs/agent-1/proxy.log"));
+  CHECK(names.contains("nodemesh-sysdump/index.json"));
+  for (const auto& name : names) CHECK_MESSAGE(Archive::can_hold(name), name);
+  CHECK(has(dumped.err, "no file can be called so"));
 }
 
 TEST_CASE("a sysdump stays below its size, and says what it left out") {

@@ -202,9 +202,16 @@ TEST_CASE_FIXTURE(Fixture, "a certificate that expires without a successor is wi
   }));
   CHECK_FALSE(store.find(kWeb));
   CHECK_FALSE(store.complete());
+  CHECK(store.lacking() == std::vector<std::string>{"the certificate of " + std::string(kWeb) +
+                                                    " has expired: the authority is away"});
+  CHECK(store.wants(kWeb));
   REQUIRE(until([&] { return !authority.asked.empty(); }));
   authority.answer(good(kWeb));
   CHECK(store.complete());
+  CHECK(store.lacking().empty());
+  store.set_wanted({kWeb, "spiffe://cluster.local/ns/shop/sa/api"});
+  CHECK(store.lacking() ==
+        std::vector<std::string>{"no certificate yet for spiffe://cluster.local/ns/shop/sa/api"});
 }
 
 TEST_CASE_FIXTURE(Fixture, "an answer for an identity that was dropped meanwhile is thrown away") {

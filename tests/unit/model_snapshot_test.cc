@@ -48,6 +48,24 @@ TEST_CASE("a snapshot finds workloads and services by every key") {
   CHECK_FALSE(snapshot.in_cluster(Addr::v4(192, 0, 2, 1)));
 }
 
+TEST_CASE("connections to a pod are not counted for a Service of another namespace that names it") {
+  auto pod = workload("a", Addr::v4(10, 244, 1, 1));
+  auto service = [&](const char* ns, Shared<Workload> of) {
+    ServicePort port{
+        .name = "http", .port = 80, .endpoints = {{.address = Addr::v4(10, 244, 1, 1), .port = 8080}}};
+    port.endpoints[0].workload = std::move(of);
+    Service out{.ns = ns, .name = "web", .vips = {Addr::v4(10, 96, 0, ns[0] & 0xff)}, .ports = {port}};
+    return std::make_shared<const Service>(std::move(out));
+  };
+  SockAddr endpoint{Addr::v4(10, 244, 1, 1), 8080};
+  SnapshotContent content{.workloads = {pod}, .services = {service("evil", pod), service("shop", pod)}};
+  CHECK(Snapshot(content).find_service_of_endpoint(endpoint)->ns == "shop");
+  content.services.pop_back();
+  CHECK_FALSE(Snapshot(content).find_service_of_endpoint(endpoint));
+  content.services = {service("evil", nullptr)};  // of nobody known
+  CHECK(Snapshot(content).find_service_of_endpoint(endpoint)->ns == "evil");
+}
+
 TEST_CASE("equality looks through shared pointers") {
   auto a = workload("a", Addr::v4(10, 0, 0, 1)), b = workload("a", Addr::v4(10, 0, 0, 1));
   CHECK(a.get() != b.get());

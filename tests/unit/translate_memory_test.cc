@@ -28,6 +28,25 @@ class Edits {
 
   kube::Store store{kinds()};
 
+  // EndpointSlice "claim" of namespace shop: pod web-8, with this address, is on node `n`.
+  void claim(int n, const std::string& address) {
+    put(fmt::format(R"({{"metadata":{{"name":"claim","namespace":"shop"}},"addressType":"IPv4",)"
+                    R"("endpoints":[{{"addresses":["{}"],"nodeName":"node{}",)"
+                    R"("targetRef":{{"kind":"Pod","name":"web-8","namespace":"shop"}}}}],"ports":[]}})",
+                    address, n),
+        "EndpointSlice", "discovery.k8s.io/v1");
+  }
+  void unclaim() { remove("discovery.k8s.io", "EndpointSlice", "shop", "claim"); }
+  // Node 1 names one pod, web-8, with these addresses.
+  void speak(const std::vector<std::string>& addresses) {
+    WorkloadSliceSpec spec;
+    spec.node = "node1";
+    spec.templates.push_back({.ns = "shop", .service_account = "web"});
+    spec.pods.push_back({.uid = "uid-8", .name = "web-8", .mesh = true});
+    for (const auto& text : addresses) spec.pods.back().addresses.push_back(*Addr::parse(text));
+    put(slice_json(spec, 0, "", ""), "WorkloadSlice", "nodemesh.dev/v1alpha1");
+  }
+
   void any() {
     switch (below(8)) {
       case 0:
@@ -157,4 +176,30 @@ TEST_CASE("what did not change stays the same object, and a translation of nothi
     for (const auto& before : first->workloads()) kept += before.get() == workload.get();
   CHECK(kept + 12 >= second->workloads().size());
   CHECK(kept > 0);
+}
+
+// Said in absolute terms: a translation that remembers and one that does not could be wrong in the same way.
+TEST_CASE("a slice that stays as it is is believed anew whenever others change their word on its addresses") {
+  const TranslateOptions options{.node = "node0", .cluster = true};
+  Edits edits(1);
+  TranslateMemory memory;
+  std::shared_ptr<const model::Snapshot> last;
+  auto believed = [&] {
+    last = translate::translate(edits.store, last, options, memory).snapshot;
+    std::string out;
+    for (const auto& workload : last->workloads()) {
+      if (workload->mesh != model::Mesh::hbone) continue;
+      for (const auto& address : workload->addresses) out += address.to_string() + " ";
+    }
+    return out;
+  };
+  CHECK(believed() == "");
+  edits.speak({"10.244.1.2", "10.244.1.3"});
+  CHECK(believed() == "10.244.1.2 10.244.1.3 ");
+  edits.claim(2, "10.244.1.2");
+  CHECK(believed() == "10.244.1.3 ");
+  edits.claim(2, "10.244.1.3");
+  CHECK(believed() == "10.244.1.2 ");
+  edits.unclaim();
+  CHECK(believed() == "10.244.1.2 10.244.1.3 ");
 }
