@@ -75,7 +75,8 @@ ClusterDuties::Settings duty_settings(const ClusterOptions& options) {
           .translate = {.trust_domain = options.trust_domain,
                         .mesh_config_namespace = options.root_namespace,
                         .cluster_domain = options.cluster_domain},
-          .agentless = {}};
+          .agentless = {.interop_istio = options.interop_istio},
+          .interop_istio = options.interop_istio};
 }
 
 std::vector<std::string> dns_names(const ClusterOptions& options) {

@@ -18,7 +18,8 @@ namespace nodemesh::controller {
 
 struct ClusterOptions {
   kube::Access access;
-  bool authority = true;  // false: another authority signs, and only the leader's duties are done here
+  bool authority = true;       // false: another authority signs, and only the leader's duties are done here
+  bool interop_istio = false;  // Istio's annotation for ztunnel's Pods is read, and written on ours
   std::string ns;
   std::string identity;  // of this replica
   std::string trust_domain = "cluster.local";

@@ -14,7 +14,7 @@ BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
 EVERYTHING = ("-f", f"{CHART}/profiles/monitoring.yaml", "-f", f"{CHART}/profiles/strict.yaml",
               "--set", "resourceQuota.enabled=true,logFormat=json,agent.warden.failOpen=true,agent.proxy.workers=2,"
               "ca.serverName=ca,agent.warden.allowHybridCgroups=true,unknownPeer=plaintext,"
-              "clusterCIDRs={10.8.0.0/14,fd00:8::/56}")
+              "clusterCIDRs={10.8.0.0/14,fd00:8::/56},interop.istio=true")
 
 
 def pods(objects):
