@@ -61,7 +61,7 @@ void agent_refuses(const Cluster& cluster, Found& found) {
 // said here.
 std::string to_mend_certificate(const Cluster& cluster, const std::string& node, std::string_view error) {
   auto hint = fmt::format("meshctl get certs --node {}", node);
-  if (signs_itself(cluster) || !error.starts_with("certificate authority refused")) return hint;
+  if (signs_itself(cluster) || !error.contains("code 16")) return hint;  // UNAUTHENTICATED
   const auto& daemon = *agent_set(cluster);
   return fmt::format(
       "{}; {} must know {}/nodemesh-agent as an account of nodes (istiod: CA_TRUSTED_NODE_ACCOUNTS) and "
