@@ -99,12 +99,19 @@ bool AgentlessNodes::due(const Node& node, bool meshed, Monotonic::duration& wai
   return false;
 }
 
+bool AgentlessNodes::meshed(const PodCard& pod, bool said) {
+  if (!settings_.interop_istio) return said;
+  if (pod.redirected && !said) redirected_.insert(pod.uid);
+  return pod.redirected || (said && !redirected_.contains(pod.uid));
+}
+
 void AgentlessNodes::publish(const std::string& name, Node& node, const kube::Store& store,
                              const Said& said) {
   auto meshed = said.find(name);
   std::vector<model::Shared<model::Workload>> pods;
   for (const PodCard* pod : pods_.on(name))
-    pods.push_back(workload_of(*pod, meshed != said.end() && meshed->second.contains(pod->uid)));
+    pods.push_back(
+        workload_of(*pod, this->meshed(*pod, meshed != said.end() && meshed->second.contains(pod->uid))));
   node.publisher->observe(store);
   node.publisher->set_pods(std::move(pods));
 }

@@ -5,7 +5,8 @@
 // on the node its slices are the agent's, which finds and corrects ours.
 //
 // A pod that its agent has called meshed stays so: it is captured by programs that outlive the agent, so
-// plaintext to it would be shown on the wire and be refused. Main thread only; leader only.
+// plaintext to it would be shown on the wire and be refused. With interop_istio a pod that Istio's ztunnel
+// serves is meshed too, for as long as its annotation says so. Main thread only; leader only.
 #pragma once
 
 #include <functional>
@@ -28,6 +29,7 @@ class AgentlessNodes final : private translate::SliceApi {
   struct Settings {
     seconds plain{10}, meshed{60};  // without an agent's Pod, where no slice, or one, names a meshed pod
     size_t begin_at_once = 20;      // nodes that are begun with together
+    bool interop_istio = false;     // kRedirection is believed
   };
   // A node has begun or ceased to be one without an agent.
   using OnNode = std::function<void(const std::string& node)>;
@@ -54,6 +56,7 @@ class AgentlessNodes final : private translate::SliceApi {
   // Whether the node's time has come; if not, `wait` gets shorter.
   bool due(const Node& node, bool meshed, Monotonic::duration& wait) const;
   void drop_others(const kube::Store& store);
+  bool meshed(const PodCard& pod, bool said);
   void publish(const std::string& name, Node& node, const kube::Store& store, const Said& said);
 
   io::Reactor& reactor_;
@@ -64,7 +67,8 @@ class AgentlessNodes final : private translate::SliceApi {
   OnNode on_node_;
   const kube::Store* store_ = nullptr;
   std::map<std::string, Node> nodes_;
-  uint64_t writes_before_ = 0;  // of publishers that are gone
+  std::set<std::string> redirected_;  // uids that are in slices as meshed for their annotation alone
+  uint64_t writes_before_ = 0;        // of publishers that are gone
   io::Timer timer_{[this] { update(*store_); }};
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };

@@ -75,7 +75,8 @@ ClusterDuties::Settings duty_settings(const ClusterOptions& options) {
           .translate = {.trust_domain = options.trust_domain,
                         .mesh_config_namespace = options.root_namespace,
                         .cluster_domain = options.cluster_domain},
-          .agentless = {}};
+          .agentless = {.interop_istio = options.interop_istio},
+          .interop_istio = options.interop_istio};
 }
 
 std::vector<std::string> dns_names(const ClusterOptions& options) {
@@ -111,25 +112,20 @@ class Running {
 
   Result<> run() {
     if (auto started = stop_.start(); !started) return started;
-    auto listener = admin::open_listener(options_.ca_listen);
-    if (!listener) return std::unexpected(listener.error());
-    std::string ca_address = io::local_address(listener->get()).to_string();
-    auto grpc = GrpcServer::start(reactor_, issuer_);
-    if (!grpc) return std::unexpected(grpc.error());
-    auto front = TlsFront::start(
-        reactor_, std::move(*listener), {}, [this] { return certificate_.context(); },
-        [&grpc](Fd peer, std::string name) { (*grpc)->serve(std::move(peer), std::move(name)); });
-    if (!front) return std::unexpected(front.error());
-    front_ = front->get();
+    Serving serving{.address = "none"};
+    if (options_.authority) {
+      if (auto served = serve(serving); !served) return served;
+      ca_.start();
+    }
+    front_ = serving.front.get();
     if (auto listening = admin_.listen(admin::Surface::process, options_.admin_listen); !listening)
       return listening;
     watch_.start();
-    ca_.start();
     lease_.start();
     log::info(log::Component::controller, "controller started",
               {{"namespace", options_.ns},
                {"api", options_.access.url()},
-               {"ca", ca_address},
+               {"ca", serving.address},
                {"admin", admin_.last_address().to_string()}});
     reactor_.run();
     front_ = nullptr;
@@ -137,14 +133,38 @@ class Running {
   }
 
  private:
+  struct Serving {
+    std::string address;
+    std::unique_ptr<GrpcServer> grpc;
+    std::unique_ptr<TlsFront> front;  // hands its connections to grpc, so it goes first
+  };
+
+  Result<> serve(Serving& out) {
+    auto listener = admin::open_listener(options_.ca_listen);
+    if (!listener) return std::unexpected(listener.error());
+    out.address = io::local_address(listener->get()).to_string();
+    auto grpc = GrpcServer::start(reactor_, issuer_);
+    if (!grpc) return std::unexpected(grpc.error());
+    out.grpc = std::move(*grpc);
+    auto front = TlsFront::start(
+        reactor_, std::move(*listener), {}, [this] { return certificate_.context(); },
+        [grpc = out.grpc.get()](Fd peer, std::string name) {
+          grpc->serve(std::move(peer), std::move(name));
+        });
+    if (!front) return std::unexpected(front.error());
+    out.front = std::move(*front);
+    return {};
+  }
+
   void on_authority() {
     certificate_.refresh();
     bundle_.refresh();
   }
 
   void on_lease(bool leads) {
-    for (LeaderDuty* duty : {static_cast<LeaderDuty*>(&ca_), static_cast<LeaderDuty*>(&bundle_),
-                             static_cast<LeaderDuty*>(&duties_)}) {
+    std::vector<LeaderDuty*> all{&duties_};
+    if (options_.authority) all.insert(all.begin(), {&ca_, &bundle_});
+    for (LeaderDuty* duty : all) {
       if (leads)
         duty->begin();
       else
@@ -166,9 +186,10 @@ class Running {
 
   std::vector<std::string> not_ready() const {
     std::vector<std::string> out;
-    if (!authority_.ready())
+    if (options_.authority && !authority_.ready())
       out.push_back(ca_.trouble().empty() ? "there is no signing certificate yet" : ca_.trouble());
-    if (certificate_.context() == nullptr) out.push_back("there is no server certificate");
+    if (options_.authority && certificate_.context() == nullptr)
+      out.push_back("there is no server certificate");
     if (!pods_.synced) {
       std::string why = watch_.progress().trouble;
       out.push_back("the pods are not known yet" + (why.empty() ? why : ": " + why));
@@ -177,7 +198,8 @@ class Running {
   }
 
   ControllerFigures figures() const {
-    ControllerFigures out{.version = NODEMESH_VERSION, .issuer = issuer_.counters()};
+    ControllerFigures out{
+        .version = NODEMESH_VERSION, .authority = options_.authority, .issuer = issuer_.counters()};
     if (front_ != nullptr) {
       out.front = front_->counters();
       out.connections = front_->connections();

@@ -1,5 +1,6 @@
 // The controller on Kubernetes: wires the certificate authority, its authorisation, the leader election and
-// the leader's duties to one API client, and serves until a signal. One thread of ours, and gRPC's.
+// the leader's duties to one API client, and serves until a signal. One thread of ours, and gRPC's. Where
+// another authority signs it has no Secret, no bundle and no gRPC port, and is there for its duties alone.
 #pragma once
 
 #include <set>
@@ -17,6 +18,8 @@ namespace nodemesh::controller {
 
 struct ClusterOptions {
   kube::Access access;
+  bool authority = true;       // false: another authority signs, and only the leader's duties are done here
+  bool interop_istio = false;  // Istio's annotation for ztunnel's Pods is read, and written on ours
   std::string ns;
   std::string identity;  // of this replica
   std::string trust_domain = "cluster.local";

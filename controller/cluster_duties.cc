@@ -17,8 +17,10 @@ struct ClusterDuties::Watching {
                     nodes.insert(node);
                     duties.timer_.arm(duties.reactor_, kSettle);
                   }),
-        marks(duties.reactor_, duties.clock_, duties.api_, duties.pods_,
-              [this](const std::string& node) { return agentless.agentless(node); }),
+        marks(
+            duties.reactor_, duties.clock_, duties.api_, duties.pods_,
+            [this](const std::string& node) { return agentless.agentless(node); },
+            duties.settings_.interop_istio),
         cluster(duties.reactor_, duties.clock_, duties.settings_.access, translate::kinds(),
                 options(duties)) {}
 

@@ -22,6 +22,7 @@ class ClusterDuties final : public LeaderDuty {
     kube::Access access;
     translate::TranslateOptions translate;  // as the agents'
     AgentlessNodes::Settings agentless;
+    bool interop_istio = false;  // of pods of ours
   };
   struct Figures {
     size_t agentless_nodes = 0;

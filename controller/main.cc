@@ -61,6 +61,10 @@ void add_cluster(CLI::App& app, Options& out) {
                   "serve the cluster that this pod, or --kubeconfig, belongs to");
   group->add_option("--kubeconfig", out.kubeconfig, "instead of the pod's service account");
   group->add_option("--context", out.context, "of the kubeconfig");
+  group->add_flag("!--without-authority", cluster.authority,
+                  "sign nothing: agents have another authority, and only the leader's duties are done here");
+  group->add_flag("--interop-istio", cluster.interop_istio,
+                  "tell Istio's ztunnels of our pods, and our agents of theirs on nodes without an agent");
   group->add_option("--namespace", cluster.ns,
                     "of Secrets, Lease and ConfigMap; default: the service account's");
   group->add_option("--identity", cluster.identity, "of this replica; default: the host name");

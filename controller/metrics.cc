@@ -47,6 +47,15 @@ void authority(Page& page, const ControllerFigures& figures) {
   page.metric("nodemesh_ca_trust_bundle_good", "gauge",
               "1 unless this replica leads and cannot publish the trust bundle.",
               figures.bundle_good ? 1 : 0);
+  page.metric("nodemesh_ca_connections_open", "gauge", "TCP connections of the gRPC port.",
+              static_cast<double>(figures.connections));
+  page.metric("nodemesh_ca_connections_total", "counter", "Connections accepted.",
+              static_cast<double>(figures.front.accepted));
+  page.metric("nodemesh_ca_connections_refused_total", "counter",
+              "Connections refused at a limit, or before there was a certificate.",
+              static_cast<double>(figures.front.refused));
+  page.metric("nodemesh_ca_handshakes_failed_total", "counter", "TLS handshakes that did not end well.",
+              static_cast<double>(figures.front.failed_handshakes));
 }
 
 }  // namespace
@@ -55,7 +64,7 @@ std::string render_metrics(const ControllerFigures& figures) {
   Page page;
   page.head("nodemesh_build_info", "gauge", "The version of this process.");
   page.text += fmt::format("nodemesh_build_info{{version=\"{}\"}} 1\n", figures.version);
-  authority(page, figures);
+  if (figures.authority) authority(page, figures);
   page.metric("nodemesh_controller_leader", "gauge", "1 in the replica that leads.", figures.leads ? 1 : 0);
   page.metric("nodemesh_controller_pods", "gauge", "Pods known from the watch.",
               static_cast<double>(figures.pods));
@@ -69,15 +78,6 @@ std::string render_metrics(const ControllerFigures& figures) {
                              std::pair("policy_status", figures.duties.status_writes),
                              std::pair("pod_mark", figures.duties.mark_writes)})
     page.text += fmt::format("nodemesh_controller_writes_total{{what=\"{}\"}} {}\n", what, count);
-  page.metric("nodemesh_ca_connections_open", "gauge", "TCP connections of the gRPC port.",
-              static_cast<double>(figures.connections));
-  page.metric("nodemesh_ca_connections_total", "counter", "Connections accepted.",
-              static_cast<double>(figures.front.accepted));
-  page.metric("nodemesh_ca_connections_refused_total", "counter",
-              "Connections refused at a limit, or before there was a certificate.",
-              static_cast<double>(figures.front.refused));
-  page.metric("nodemesh_ca_handshakes_failed_total", "counter", "TLS handshakes that did not end well.",
-              static_cast<double>(figures.front.failed_handshakes));
   auto process = telemetry::read_process_stats();
   page.metric("process_cpu_seconds_total", "counter", "CPU time spent.", process.cpu_seconds);
   page.metric("process_resident_memory_bytes", "gauge", "Resident memory.",

@@ -12,6 +12,7 @@ namespace nodemesh::controller {
 
 struct ControllerFigures {
   std::string version;
+  bool authority = true;  // false: the page has nothing of nodemesh_ca_*
   IssuerCounters issuer;
   TlsFront::Counters front;
   size_t connections = 0, pods = 0;

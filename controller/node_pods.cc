@@ -32,6 +32,7 @@ std::optional<PodCard> NodePods::read(const kube::Object& pod) {
   const auto& spec = static_cast<const translate::PodSpec&>(*decoded);
   if (spec.finished || spec.node.empty()) return std::nullopt;
   model::Workload owner;
+  auto redirection = pod.annotations.find(std::string(kRedirection));
   translate::name_owner(pod, owner);
   return PodCard{.ns = pod.key.ns,
                  .name = pod.key.name,
@@ -48,6 +49,7 @@ std::optional<PodCard> NodePods::read(const kube::Object& pod) {
                  .host_network = spec.host_network,
                  .sidecar = pod.annotations.contains(translate::kSidecarStatus),
                  .agent = agents_.contains({pod.key.ns, spec.service_account}),
+                 .redirected = redirection != pod.annotations.end() && redirection->second == "enabled",
                  .mark = read_condition(pod.root, kEnrolled)};
 }
 

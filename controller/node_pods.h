@@ -21,6 +21,11 @@ namespace nodemesh::controller {
 // The condition in a Pod's status that says whether it is in the mesh, and if not, why.
 inline constexpr std::string_view kEnrolled = "nodemesh.dev/Enrolled";
 
+// By it Istio's CNI plugin says that a Pod's traffic goes by a ztunnel, which has 15008 there, and istiod
+// tells ztunnels to dial that. With `--interop-istio` it stands on our Pods too, and is believed of Pods on
+// nodes that are not ours.
+inline constexpr std::string_view kRedirection = "ambient.istio.io/redirection";
+
 struct PodCard {
   using Template = translate::WorkloadSliceSpec::Template;
   std::string ns, name, uid, node;
@@ -29,6 +34,7 @@ struct PodCard {
   std::string runtime_class;
   bool host_network = false, sidecar = false;
   bool agent = false;             // runs as one of our agents
+  bool redirected = false;        // kRedirection is `enabled`
   std::optional<Condition> mark;  // kEnrolled, as the Pod has it
 };
 

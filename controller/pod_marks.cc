@@ -60,12 +60,20 @@ std::optional<Condition> wanted_mark(const PodCard& pod, Enrolment enrolment, st
   return std::nullopt;
 }
 
+std::optional<bool> wanted_redirection(const PodCard& pod, const Condition& mark, const NodeWord& word) {
+  if (mark.holds) return true;
+  // One that leaves the mesh; on a node that has no agent a ztunnel may serve it.
+  if (word.agent && pod.redirected && pod.mark && pod.mark->holds) return false;
+  return std::nullopt;
+}
+
 PodMarks::PodMarks(io::Reactor& reactor, const Clock& clock, Api& api, const NodePods& pods,
-                   Agentless agentless, PacedWrites::Settings pace)
+                   Agentless agentless, bool interop_istio, PacedWrites::Settings pace)
     : clock_(clock),
       api_(api),
       pods_(pods),
       agentless_(std::move(agentless)),
+      interop_istio_(interop_istio),
       writes_(reactor, clock, pace, [this](const auto& key, auto done) { write(key, std::move(done)); }) {}
 
 void PodMarks::update(const kube::Store& store, const std::set<std::string>& nodes) {
@@ -91,13 +99,15 @@ void PodMarks::judge(const kube::Store& store, const PodCard& pod, NodeWord word
        .host_network = pod.host_network,
        .sidecar = pod.sidecar,
        .handler = runtime});
-  auto wanted = wanted_mark(pod, enrolment, runtime, word);
+  auto mark = wanted_mark(pod, enrolment, runtime, word);
   PacedWrites::Key key{pod.ns, "Pod", pod.name};
-  if (!wanted || wanted == pod.mark) {
+  Wanted wanted{pod.uid, mark.value_or(Condition{}), {}};
+  if (mark && interop_istio_) wanted.redirection = wanted_redirection(pod, *mark, word);
+  if (!mark || wanted.stands_on(pod)) {
     wanted_.erase(key);
     return writes_.forget(key);
   }
-  wanted_.insert_or_assign(key, Wanted{pod.uid, std::move(*wanted)});
+  wanted_.insert_or_assign(key, std::move(wanted));
   writes_.want(key);
 }
 
@@ -105,7 +115,7 @@ void PodMarks::write(const PacedWrites::Key& key, PacedWrites::Done done) {
   const auto& [ns, kind, name] = key;
   auto wanted = wanted_.find(key);
   const PodCard* pod = pods_.find(ns, name);
-  if (wanted == wanted_.end() || !pod || pod->uid != wanted->second.uid || pod->mark == wanted->second.mark) {
+  if (wanted == wanted_.end() || !pod || pod->uid != wanted->second.uid || wanted->second.stands_on(*pod)) {
     wanted_.erase(key);
     return done(Outcome::nothing);
   }
@@ -114,19 +124,21 @@ void PodMarks::write(const PacedWrites::Key& key, PacedWrites::Done done) {
   // The patch is merged by type: what is left out stays.
   if (pod->mark && pod->mark->holds == mark.holds) condition.erase("lastTransitionTime");
   Json body = {{"metadata", {{"uid", pod->uid}}}, {"status", {{"conditions", Json::array({condition})}}}};
+  if (auto redirection = wanted->second.redirection)
+    body["metadata"]["annotations"][kRedirection] = *redirection ? Json("enabled") : Json();
   std::string path =
       "/api/v1/namespaces/" + kube::percent_encode(ns) + "/pods/" + kube::percent_encode(name) + "/status";
   api_.patch(Api::Patch::strategic, std::move(path), dump(body),
-             [this, alive = std::weak_ptr(alive_), key, mark,
+             [this, alive = std::weak_ptr(alive_), key, said = wanted->second,
               done = std::move(done)](const ApiReply& reply) mutable {
-               if (!alive.expired()) done(on_written(key, mark, reply));
+               if (!alive.expired()) done(on_written(key, said, reply));
              });
 }
 
-PacedWrites::Outcome PodMarks::on_written(const PacedWrites::Key& key, const Condition& said,
+PacedWrites::Outcome PodMarks::on_written(const PacedWrites::Key& key, const Wanted& said,
                                           const ApiReply& reply) {
   auto wanted = wanted_.find(key);
-  bool still = wanted != wanted_.end() && wanted->second.mark == said;
+  bool still = wanted != wanted_.end() && wanted->second == said;
   // Gone, or replaced by another of its name.
   if (reply.not_found() || reply.conflict()) {
     if (still) wanted_.erase(wanted);

@@ -2,7 +2,8 @@
 // status, True, or False with the reason, so that `kubectl describe pod` answers. Written here and not by the
 // agents, who know: the right to write status of Pods is the right to write their addresses, and RBAC has no
 // boundary between nodes. What an agent says of its own pods it says in its WorkloadSlices. Pods that nobody
-// wants in the mesh get no mark. Main thread only; leader only.
+// wants in the mesh get no mark. With interop_istio, what is in the mesh has Istio's annotation besides, so
+// that ztunnels dial its port 15008. Main thread only; leader only.
 #pragma once
 
 #include <map>
@@ -33,12 +34,15 @@ struct NodeWord {
 std::optional<Condition> wanted_mark(const PodCard& pod, translate::Enrolment enrolment,
                                      std::string_view handler, const NodeWord& word);
 
+// Whether a Pod with that mark is to have kRedirection; nothing: it is Istio's to write. Pure.
+std::optional<bool> wanted_redirection(const PodCard& pod, const Condition& mark, const NodeWord& word);
+
 class PodMarks {
  public:
   using Agentless = std::function<bool(const std::string& node)>;
   // All outlive it.
   PodMarks(io::Reactor& reactor, const Clock& clock, Api& api, const NodePods& pods, Agentless agentless,
-           PacedWrites::Settings pace = {.gap = milliseconds(20)});
+           bool interop_istio = false, PacedWrites::Settings pace = {.gap = milliseconds(20)});
 
   // Looks at the Pods of these nodes; the store has Namespaces, RuntimeClasses and WorkloadSlices.
   void update(const kube::Store& store, const std::set<std::string>& nodes);
@@ -46,18 +50,24 @@ class PodMarks {
   bool idle() const { return writes_.idle(); }
 
  private:
+  struct Wanted {
+    std::string uid;
+    Condition mark;
+    std::optional<bool> redirection;
+    bool operator==(const Wanted&) const = default;
+    bool stands_on(const PodCard& pod) const {
+      return pod.mark == mark && redirection.value_or(pod.redirected) == pod.redirected;
+    }
+  };
   void judge(const kube::Store& store, const PodCard& pod, NodeWord word);
   void write(const PacedWrites::Key& key, PacedWrites::Done done);
-  PacedWrites::Outcome on_written(const PacedWrites::Key& key, const Condition& said, const ApiReply& reply);
+  PacedWrites::Outcome on_written(const PacedWrites::Key& key, const Wanted& said, const ApiReply& reply);
 
   const Clock& clock_;
   Api& api_;
   const NodePods& pods_;
   Agentless agentless_;
-  struct Wanted {
-    std::string uid;
-    Condition mark;
-  };
+  const bool interop_istio_;
   std::map<PacedWrites::Key, Wanted> wanted_;  // not written yet
   std::string trouble_;
   PacedWrites writes_;

@@ -57,6 +57,18 @@ void agent_refuses(const Cluster& cluster, Found& found) {
           "meshctl status says each with its fix");
 }
 
+// What our own authority refuses it logs with the reason; another one does not tell, so the usual causes are
+// said here.
+std::string to_mend_certificate(const Cluster& cluster, const std::string& node, std::string_view error) {
+  auto hint = fmt::format("meshctl get certs --node {}", node);
+  if (signs_itself(cluster) || !error.contains("code 16")) return hint;  // UNAUTHENTICATED
+  const auto& daemon = *agent_set(cluster);
+  return fmt::format(
+      "{}; {} must know {}/nodemesh-agent as an account of nodes (istiod: CA_TRUSTED_NODE_ACCOUNTS) and "
+      "this cluster as \"{}\" (ca.clusterId)",
+      hint, authority_of(cluster), cluster.facts.ns, flag_of_agent(daemon, "--ca-cluster-id"));
+}
+
 void certificate_missing(const Cluster& cluster, Found& found) {
   for (const auto& agent : cluster.facts.agents) {
     for (const auto& row : items_of(agent.certs, "items")) {
@@ -66,7 +78,7 @@ void certificate_missing(const Cluster& cluster, Found& found) {
       found("Node " + agent.node,
             fmt::format("the certificate of {} is {}{}{}", text_of(row, "identity"), state,
                         error.empty() ? "" : ": ", error),
-            fmt::format("meshctl get certs --node {}", agent.node));
+            to_mend_certificate(cluster, agent.node, error));
     }
   }
 }
@@ -184,7 +196,7 @@ const Check kChecks[] = {
      kInstalled,
      "A pod's certificate is missing or expired",
      "Its connections are refused with NO_IDENTITY.",
-     {"agents"},
+     {"daemonsets", "agents"},
      certificate_missing},
     {"NM1232",
      warning,

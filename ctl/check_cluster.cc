@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "ctl/check.h"
+#include "ctl/check_own.h"
 #include "ctl/check_words.h"
 #include "ctl/json_at.h"
 #include "translate/translate.h"
@@ -240,15 +241,26 @@ bool stops_pods(const Json& hook) {
   });
 }
 
+bool selects(const Json& hook, const char* by, const std::map<std::string, std::string>& labels) {
+  const auto& selector = json_at(hook, by);
+  return !selector.is_object() || selected_by(selector, labels);
+}
+
 void webhook_fails_closed(const Cluster& cluster, Found& found) {
   const auto* ns = cluster.object("namespaces", "", cluster.facts.ns);
   auto labels = ns == nullptr ? std::map<std::string, std::string>{} : labels_of(*ns);
   labels["kubernetes.io/metadata.name"] = cluster.facts.ns;
+  const auto* daemon = agent_set(cluster);
+  auto agents = daemon == nullptr ? std::map<std::string, std::string>{}
+                                  : labels_of(json_at(*daemon, "spec", "template"));
+  agents["app.kubernetes.io/name"] = "nodemesh";
+  agents["app.kubernetes.io/component"] = "agent";
   for (const char* list : {"validatingwebhooks", "mutatingwebhooks"}) {
     for (const auto& config : cluster.facts.all(list)) {
       for (const auto& hook : items_of(config, "webhooks")) {
-        const auto& selector = json_at(hook, "namespaceSelector");
-        if (!stops_pods(hook) || (selector.is_object() && !selected_by(selector, labels))) continue;
+        if (!stops_pods(hook) || !selects(hook, "namespaceSelector", labels) ||
+            !selects(hook, "objectSelector", agents))
+          continue;
         found(name_of(config),
               fmt::format(
                   "webhook {} fails closed and is asked about pods in {}: while it is down no agent starts",
@@ -404,7 +416,7 @@ const Check kChecks[] = {
      "A webhook that fails closed is asked about nodemesh's pods",
      "When its server is down, or in the mesh and cut off, no agent can start again. Exclude nodemesh's "
      "namespace.",
-     {"validatingwebhooks", "mutatingwebhooks", "namespaces"},
+     {"validatingwebhooks", "mutatingwebhooks", "namespaces", "daemonsets"},
      webhook_fails_closed},
     {"NM1019",
      warning,

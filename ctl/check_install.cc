@@ -15,12 +15,6 @@ namespace {
 constexpr double kProxyFloor = 128.0 * (1 << 20);
 constexpr int64_t kManyRestarts = 3;
 
-// Whether the agents ask our own controller for certificates.
-bool wants_controller(const Cluster& cluster) {
-  const auto* daemon = agent_set(cluster);
-  return daemon == nullptr || flag_of_agent(*daemon, "--ca-address").starts_with("nodemesh-controller.");
-}
-
 void no_agents(const Cluster& cluster, Found& found) {
   if (agent_set(cluster) == nullptr)
     found(fmt::format("DaemonSet {}/nodemesh-agent", cluster.facts.ns),
@@ -144,7 +138,7 @@ void hybrid(const Cluster& cluster, Found& found) {
 }
 
 void no_controller(const Cluster& cluster, Found& found) {
-  if (wants_controller(cluster) && agent_set(cluster) != nullptr && controller(cluster) == nullptr)
+  if (signs_itself(cluster) && agent_set(cluster) != nullptr && controller(cluster) == nullptr)
     found(fmt::format("Deployment {}/nodemesh-controller", cluster.facts.ns),
           "it is absent, and agents ask it for certificates",
           "`meshctl upgrade`, or name another authority by ca.address");
@@ -155,14 +149,15 @@ void controller_not_ready(const Cluster& cluster, Found& found) {
   if (deployment == nullptr || number_of(*deployment, "status", "readyReplicas") > 0) return;
   auto pods = controllers(cluster);
   found(name_of(*deployment),
-        fmt::format("no replica is ready, so no new certificate is signed: {}",
+        fmt::format("no replica is ready, so {}: {}",
+                    signs_itself(cluster) ? "no new certificate is signed" : kNobodyLeads,
                     pods.empty() ? "it has no pod" : why_not_ready(*pods.front())),
         fmt::format("kubectl logs -n {} deployment/nodemesh-controller --tail 20", cluster.facts.ns));
 }
 
 void one_controller(const Cluster& cluster, Found& found) {
   const auto* deployment = controller(cluster);
-  if (deployment != nullptr && number_of(*deployment, "spec", "replicas") == 1)
+  if (deployment != nullptr && signs_itself(cluster) && number_of(*deployment, "spec", "replicas") == 1)
     found(name_of(*deployment), "it has one replica: while that moves, new pods get no certificate",
           fmt::format(
               "kubectl scale deployment/nodemesh-controller -n {} --replicas 2, and set controller.replicas",
@@ -302,14 +297,14 @@ const Check kChecks[] = {
      kInstalled,
      "No controller is ready",
      "Certificates serve to their end; new pods get none.",
-     {"deployments", "pods"},
+     {"daemonsets", "deployments", "pods"},
      controller_not_ready},
     {"NM1213",
      info,
      kInstalled,
      "The controller has one replica",
      "With two, a node can be drained without a gap.",
-     {"deployments"},
+     {"daemonsets", "deployments"},
      one_controller},
     {"NM1224",
      warning,

@@ -16,6 +16,22 @@ std::vector<const Json*> controllers(const Cluster& cluster) {
                                            {"app.kubernetes.io/component", "controller"}});
 }
 
+std::string authority_of(const Cluster& cluster) {
+  const auto* daemon = agent_set(cluster);
+  return daemon == nullptr ? "" : flag_of_agent(*daemon, "--ca-address");
+}
+bool signs_itself(const Cluster& cluster) {
+  return agent_set(cluster) == nullptr || authority_of(cluster).starts_with("nodemesh-controller.");
+}
+std::string bundle_of(const Cluster& cluster) {
+  if (const auto* daemon = agent_set(cluster)) {
+    for (const auto& volume : items_of(*daemon, "spec", "template", "spec", "volumes")) {
+      if (text_of(volume, "name") == "ca-root") return text_of(volume, "configMap", "name");
+    }
+  }
+  return "nodemesh-root-cert";
+}
+
 // While it waits to be scheduled, a DaemonSet's pod names its node by affinity alone.
 std::string node_of(const Json& pod) {
   auto node = text_of(pod, "spec", "nodeName");

@@ -27,7 +27,8 @@ void no_leader(const Cluster& cluster, Found& found) {
       (lease != nullptr && !text_of(*lease, "spec", "holderIdentity").empty()))
     return;
   found(fmt::format("Lease {}/nodemesh-controller", cluster.facts.ns),
-        "no replica of the controller leads: the trust bundle is not kept up to date",
+        fmt::format("no replica of the controller leads: {}",
+                    signs_itself(cluster) ? "the trust bundle is not kept up to date" : kNobodyLeads),
         fmt::format("kubectl logs -n {} deployment/nodemesh-controller --tail 20", cluster.facts.ns));
 }
 
@@ -49,9 +50,9 @@ struct Root {
   int64_t ends = 0;
 };
 
-// Of the bundle that agents verify the controller by. An error is a sentence.
+// Of the bundle that agents verify their authority by. An error is a sentence.
 Result<std::vector<Root>> roots_of(const Cluster& cluster) {
-  const auto* map = cluster.object("configmaps", cluster.facts.ns, "nodemesh-root-cert");
+  const auto* map = cluster.object("configmaps", cluster.facts.ns, bundle_of(cluster));
   if (map == nullptr) return fail("it is absent");
   auto read = tls::parse_certificates(text_of(*map, "data", "root-cert.pem"));
   if (!read) return fail("key root-cert.pem: " + read.error().message);
@@ -68,14 +69,30 @@ Result<std::vector<Root>> roots_of(const Cluster& cluster) {
 }
 
 std::string bundle_name(const Cluster& cluster) {
-  return fmt::format("ConfigMap {}/nodemesh-root-cert", cluster.facts.ns);
+  return fmt::format("ConfigMap {}/{}", cluster.facts.ns, bundle_of(cluster));
+}
+
+// Another authority's roots are its own to write: istiod does, into every namespace that it looks after.
+std::string to_mend_bundle(const Cluster& cluster) {
+  if (signs_itself(cluster))
+    return fmt::format("kubectl logs -n {} deployment/nodemesh-controller --tail 20", cluster.facts.ns);
+  return fmt::format("`kubectl get configmaps -n {}`; ca.rootConfigMap names the one with the roots of {}",
+                     cluster.facts.ns, authority_of(cluster));
+}
+
+std::string to_rotate(const Cluster& cluster) {
+  if (signs_itself(cluster))
+    return fmt::format(
+        "kubectl -n {} annotate secret nodemesh-ca nodemesh.dev/rotate-root=\"$(date)\" --overwrite",
+        cluster.facts.ns);
+  return fmt::format("rotate the root of {}, then look at `meshctl get certs`", authority_of(cluster));
 }
 
 void no_bundle(const Cluster& cluster, Found& found) {
-  if (controller(cluster) == nullptr) return;
+  if (signs_itself(cluster) && controller(cluster) == nullptr) return;
   if (auto roots = roots_of(cluster); !roots)
-    found(bundle_name(cluster), roots.error().message + ": agents that start cannot verify the controller",
-          fmt::format("kubectl logs -n {} deployment/nodemesh-controller --tail 20", cluster.facts.ns));
+    found(bundle_name(cluster), roots.error().message + ": agents that start cannot verify their authority",
+          to_mend_bundle(cluster));
 }
 
 void root_expired(const Cluster& cluster, Found& found) {
@@ -83,9 +100,7 @@ void root_expired(const Cluster& cluster, Found& found) {
     if (root.ends <= cluster.facts.now)
       found(bundle_name(cluster),
             fmt::format("root {} has expired: what it vouches for is refused", root.subject),
-            fmt::format(
-                "kubectl -n {} annotate secret nodemesh-ca nodemesh.dev/rotate-root=\"$(date)\" --overwrite",
-                cluster.facts.ns));
+            to_rotate(cluster));
   }
 }
 
@@ -94,14 +109,13 @@ void root_expires(const Cluster& cluster, Found& found) {
     auto left = root.ends - cluster.facts.now;
     if (left > 0 && left < kRootWarning)
       found(bundle_name(cluster), fmt::format("root {} expires in {} days", root.subject, left / kDay),
-            fmt::format("put a new one into Secret cacerts, or `kubectl -n {} annotate secret nodemesh-ca "
-                        "nodemesh.dev/rotate-root=\"$(date)\" --overwrite`",
-                        cluster.facts.ns));
+            signs_itself(cluster) ? "put a new one into Secret cacerts, or " + to_rotate(cluster)
+                                  : to_rotate(cluster));
   }
 }
 
 void cacerts_incomplete(const Cluster& cluster, Found& found) {
-  if (!cluster.facts.cacerts_exists) return;
+  if (!cluster.facts.cacerts_exists || !signs_itself(cluster)) return;
   const auto& keys = cluster.facts.cacerts_keys;
   auto lacks = [&](std::initializer_list<const char*> wanted) {
     std::string missing;
@@ -176,8 +190,8 @@ const Check kChecks[] = {
      warning,
      kInstalled,
      "No controller leads",
-     "Nobody keeps the trust bundle and the roots up to date.",
-     {"deployments", "leases"},
+     "Nobody keeps the trust bundle up to date, writes statuses, or speaks for nodes without an agent.",
+     {"daemonsets", "deployments", "leases"},
      no_leader},
     {"NM1215",
      warning,
@@ -190,29 +204,29 @@ const Check kChecks[] = {
      error,
      kInstalled,
      "There is no trust bundle",
-     "Agents mount it to verify the controller.",
-     {"deployments", "configmaps"},
+     "Agents mount it to verify the authority that they ask for certificates.",
+     {"daemonsets", "deployments", "configmaps"},
      no_bundle},
     {"NM1217",
      error,
      kInstalled,
      "A root has expired",
      "Rotate it. An old root that has been replaced leaves the bundle by itself.",
-     {"configmaps"},
+     {"daemonsets", "configmaps"},
      root_expired},
     {"NM1218",
      warning,
      kInstalled,
      "A root expires within 30 days",
      "A rotation takes two lifetimes of a certificate (docs/certificates.md).",
-     {"configmaps"},
+     {"daemonsets", "configmaps"},
      root_expires},
     {"NM1219",
      error,
      kInstalled,
      "Secret cacerts lacks a key",
      "Only the names of its keys are read. docs/certificates.md has both forms.",
-     {"cacerts"},
+     {"daemonsets", "cacerts"},
      cacerts_incomplete},
     {"NM1220",
      error,

@@ -13,8 +13,8 @@ from charts import CHART, PROFILES, ROOT
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
 EVERYTHING = ("-f", f"{CHART}/profiles/monitoring.yaml", "-f", f"{CHART}/profiles/strict.yaml",
               "--set", "resourceQuota.enabled=true,logFormat=json,agent.warden.failOpen=true,agent.proxy.workers=2,"
-              "ca.serverName=ca,ca.clusterId=east,agent.warden.allowHybridCgroups=true,unknownPeer=plaintext,"
-              "clusterCIDRs={10.8.0.0/14,fd00:8::/56}")
+              "ca.serverName=ca,agent.warden.allowHybridCgroups=true,unknownPeer=plaintext,"
+              "clusterCIDRs={10.8.0.0/14,fd00:8::/56},interop.istio=true")
 
 
 def pods(objects):
@@ -58,11 +58,23 @@ def test_a_value_that_does_not_exist_or_has_the_wrong_type_is_refused_by_name(he
 def test_the_controller_can_be_left_out_only_for_another_authority(helm):
     done = helm.run("template", CHART, "--kube-version", "1.34", "--set", "controller.enabled=false", check=False)
     assert done.returncode != 0 and "ca.address" in done.stderr
-    objects = helm.objects("--set", "controller.enabled=false,ca.address=istiod.istio-system.svc:15012,"
-                           "ca.rootConfigMap=istio-ca-root-cert")
+    objects = helm.objects("--set", "controller.enabled=false,ca.address=istiod.istio-system.svc:15012")
     assert not [thing for thing in objects if "controller" in thing["metadata"]["name"]]
-    proxy = containers(objects)["proxy"]
-    assert "--ca-address=istiod.istio-system.svc:15012" in proxy["args"]
+    assert "--ca-address=istiod.istio-system.svc:15012" in containers(objects)["proxy"]["args"]
+
+
+def test_another_authority_is_one_value_and_leaves_the_controller_no_secret_and_no_port(helm):
+    objects = helm.objects("--set", "ca.address=istiod.istio-system.svc:15012,networkPolicy.enabled=true")
+    proxy, controller = containers(objects)["proxy"], containers(objects)["controller"]
+    assert {"--ca-address=istiod.istio-system.svc:15012", "--ca-cluster-id=Kubernetes"} <= set(proxy["args"])
+    root, = (volume["configMap"] for volume in pods(objects)["nodemesh-agent"]["volumes"] if volume["name"] == "ca-root")
+    assert root == {"name": "istio-ca-root-cert"}
+    assert "--without-authority" in controller["args"] and [port["name"] for port in controller["ports"]] == ["admin"]
+    assert not [line for line in rights(objects)["nodemesh-controller"] if re.search("secrets|root-cert|tokenreviews", line)]
+    assert "15012" not in yaml.safe_dump([thing for thing in objects if thing["kind"] in ("Service", "NetworkPolicy")])
+    named = helm.objects("--set", "ca.address=csr:443,ca.clusterId=east,ca.rootConfigMap=roots")
+    root, = (volume["configMap"] for volume in pods(named)["nodemesh-agent"]["volumes"] if volume["name"] == "ca-root")
+    assert "--ca-cluster-id=east" in containers(named)["proxy"]["args"] and root == {"name": "roots"}
 
 
 def rights(objects):

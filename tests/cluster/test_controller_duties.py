@@ -13,6 +13,7 @@ from minicluster.plan import bracketed
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{ROOT}/build/release"
 NAMESPACE = "nodemesh-system"
+REDIRECTION = "ambient.istio.io/redirection"
 SLICES = "/apis/nodemesh.dev/v1alpha1/workloadslices"
 POLICIES = "/apis/security.istio.io/v1/namespaces/market/authorizationpolicies"
 
@@ -31,7 +32,7 @@ def mesh(cluster, tmp_path_factory):
     values = ["-f", f"{ROOT}/charts/nodemesh/profiles/test.yaml"] if cluster.plan.cgroup == 1 else \
         ["--set", "image.pullPolicy=Never"]
     cluster.helm("install", "nodemesh", chart, "--namespace", NAMESPACE, "--create-namespace", *values,
-                 "--set", "agent.nodeSelector.mesh=on")
+                 "--set", "agent.nodeSelector.mesh=on,interop.istio=true")
     try:
         cluster.ready_pods("app.kubernetes.io/component=agent", NAMESPACE, count=2, seconds=90)
         yield cluster
@@ -102,6 +103,17 @@ def test_each_pod_that_a_label_wants_says_whether_it_is_enrolled_and_why_not(mes
     assert all(mark(pod) is None for pod in mesh.pods(namespace="kube-system"))
 
 
+def test_pods_in_the_mesh_have_istios_annotation_and_those_on_a_node_without_an_agent_are_believed_by_it(mesh):
+    pods = stalls(mesh)
+    given = {node: pod.object["metadata"].get("annotations", {}).get(REDIRECTION) for node, pod in pods.items()}
+    assert given == {"node1": "enabled", "node2": "enabled", "node3": None}
+    name = pods["node3"].name
+    mesh.kubectl("annotate", "pod", "-n", "market", name, f"{REDIRECTION}=enabled")  # as Istio's CNI plugin
+    mesh.wait(lambda: states(mesh, "node3").get(name) == "mesh", 60, "the controller says that a ztunnel serves it")
+    mesh.kubectl("annotate", "pod", "-n", "market", name, f"{REDIRECTION}-")
+    mesh.wait(lambda: states(mesh, "node3").get(name) == "none", 60, "the controller has taken it back")
+
+
 def test_a_broken_policy_says_what_is_wrong_with_an_event_and_flips_when_it_is_mended(mesh):
     mesh.apply(policy("fence", "10.0.0.300/8"))
     said = mesh.wait(lambda: accepted(mesh, "fence"), 30, "the policy has its condition")
@@ -141,6 +153,16 @@ def test_the_controller_may_write_no_more_of_a_pod_than_its_mark(mesh):
         with pytest.raises(ApiError, match="no more of a Pod's status"):
             patch(status)
     patch({"conditions": [{"type": "nodemesh.dev/Enrolled", "status": "True", "message": "test"}]})
+
+    def annotate(metadata):
+        return mesh.api.raw("PATCH", f"/api/v1/namespaces/market/pods/{name}/status", {"metadata": metadata},
+                            "application/strategic-merge-patch+json", user=account)
+
+    for metadata in ({"labels": {"app": "other"}}, {"labels": {"app": None}}, {"annotations": {"other": "x"}},
+                     {"annotations": {REDIRECTION: "disabled"}}, {"finalizers": ["example.com/stay"]}):
+        with pytest.raises(ApiError, match="no labels and no annotation but"):
+            annotate(metadata)
+    annotate({"annotations": {REDIRECTION: None}})
     with pytest.raises(RuntimeError, match="only the nodemesh agent of the node and the nodemesh controller"):
         mesh.kubectl("annotate", "workloadslice", "node3-0", "test=test")
 

@@ -91,7 +91,7 @@ class CaClient:
     def __exit__(self, *_):
         self.sock.close()
 
-    def ask(self, token, identity=None, csr=None, path=PATH, seconds=0):
+    def ask(self, token, identity=None, csr=None, path=PATH, seconds=0, cluster=None):
         """The certificate chain as a list of PEM texts; raises Refused."""
         message = request_message(csr or make_csr(), identity, seconds)
         stream = self.h2.get_next_available_stream_id()
@@ -99,6 +99,8 @@ class CaClient:
                    ("te", "trailers"), ("content-type", "application/grpc")]
         if token is not None:
             headers.append(("authorization", f"Bearer {token}"))
+        if cluster is not None:
+            headers.append(("clusterid", cluster))
         self.h2.send_headers(stream, headers)
         framed = b"\0" + len(message).to_bytes(4, "big") + message
         self.fields, self.data, self.ended = {}, b"", False

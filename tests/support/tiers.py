@@ -228,8 +228,8 @@ def tier_chart():
 def build_cluster():
     """Kubernetes and the rest from Go modules, and the images of the cluster: minutes when cold, then nothing to do."""
     from minicluster import binaries, images  # needs packages that other tiers do without
-    binaries.build()
-    images.build()
+    binaries.build(modules=binaries.PROGRAMS)
+    images.build(names=images.MAKERS)
 
 
 def tier_cluster():

@@ -83,7 +83,7 @@ struct FakeApi final : controller::Api {
     return {200, objects[path].dump(), {}};
   }
 
-  // Of the status subresource. metadata is a precondition.
+  // Of the status subresource. Of metadata uid and version are preconditions, and annotations are written.
   controller::ApiReply patched(const Asked& one, Json body) {
     CHECK(one.path.ends_with("/status"));
     auto found = objects.find(one.path.substr(0, one.path.size() - 7));
@@ -94,6 +94,8 @@ struct FakeApi final : controller::Api {
         return {409, {}, "the object has been modified"};
     }
     Json object = found->second;
+    if (body["metadata"].contains("annotations"))
+      object["metadata"]["annotations"].merge_patch(body["metadata"]["annotations"]);
     if (one.kind == Patch::merge) {
       object["status"].merge_patch(body["status"]);
     } else {

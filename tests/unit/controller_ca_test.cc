@@ -548,6 +548,10 @@ TEST_CASE("the metrics page says when the trust bundle cannot be published") {
         std::string::npos);
 }
 
+TEST_CASE("the metrics page of a controller without an authority says nothing of one") {
+  CHECK(render_metrics({.authority = false}).find("nodemesh_ca_") == std::string::npos);
+}
+
 TEST_CASE_FIXTURE(Fixture, "the server's certificate has the Service's names and follows the authority") {
   ServerCertificate certificate(reactor, clock, a.authority, service_names("ctl", "mesh", "cluster.local"));
   certificate.refresh();

@@ -37,16 +37,20 @@ struct Fixture {
   NodePods pods{{{"mesh", "agent"}}};
   kube::Store store{translate::kinds()};
   std::vector<std::string> told;
-  AgentlessNodes nodes{reactor, clock, api,
-                       pods,    {},    [this](const std::string& node) { told.push_back(node); }};
+  bool interop = false;
+  AgentlessNodes nodes{
+      reactor, clock, api, pods, {.interop_istio = interop}, [this](const std::string& node) {
+        told.push_back(node);
+      }};
   PodMarks marks{reactor,
                  clock,
                  api,
                  pods,
                  [this](const std::string& node) { return nodes.agentless(node); },
+                 interop,
                  {.gap = milliseconds(0)}};
 
-  Fixture() {
+  explicit Fixture(bool interop = false) : interop(interop) {
     add_node("n1");
     store.upsert(
         object_of({{"apiVersion", "v1"},
@@ -92,6 +96,27 @@ struct Fixture {
     }
   }
   Json slice() { return api.objects.contains(kSlice0) ? api.objects.at(kSlice0)["spec"] : Json(); }
+  void redirect(bool on) {
+    Json pod = api.objects.at(kWeb);
+    pod["metadata"]["annotations"] = on ? Json{{"ambient.istio.io/redirection", "enabled"}} : Json::object();
+    add(pod);
+  }
+  // Until what is to be written has been.
+  Json state_after_a_while(const std::string& wanted) {
+    auto until = Monotonic::now() + seconds(10);
+    after(seconds(1));
+    while (slice()["pods"][0]["state"] != wanted && Monotonic::now() < until) {
+      reactor.run_once(milliseconds(20));
+      api.answer_all();
+    }
+    if (api.objects.contains(kSlice0)) store.upsert(object_of(api.objects.at(kSlice0)));
+    return slice()["pods"][0]["state"];
+  }
+  Json redirection() {
+    const Json* all = find(api.objects.at(kWeb), {"metadata", "annotations"});
+    return all && all->contains("ambient.istio.io/redirection") ? (*all)["ambient.istio.io/redirection"]
+                                                                : Json();
+  }
   Json mark(const char* path = kWeb) {
     marks.update(store, {"n1"});
     for (int turns = 0; turns < 6; ++turns) {
@@ -263,6 +288,64 @@ TEST_CASE_FIXTURE(Fixture,
   pod["metadata"]["labels"]["istio.io/dataplane-mode"] = "none";
   add(pod);
   CHECK(mark()["reason"] == "NotLabelled");
+}
+
+struct WithIstio : Fixture {
+  WithIstio() : Fixture(true) {}
+};
+
+TEST_CASE_FIXTURE(WithIstio,
+                  "a ztunnel's pod on a node without an agent is meshed while its annotation says so") {
+  redirect(true);
+  after(seconds(0));
+  after(seconds(10));
+  CHECK(state_after_a_while("mesh") == "mesh");
+  CHECK(state_after_a_while("mesh") == "mesh");  // by now the slice itself says so
+  redirect(false);
+  CHECK(state_after_a_while("none") == "none");
+}
+
+TEST_CASE_FIXTURE(Fixture, "without the flag nobody believes or writes Istio's annotation") {
+  redirect(true);
+  after(seconds(0));
+  after(seconds(10));
+  CHECK(state_after_a_while("none") == "none");
+  redirect(false);
+  add_agent();
+  after(seconds(0));
+  add_slice("mesh");
+  CHECK(mark()["status"] == "True");
+  CHECK(redirection().is_null());
+}
+
+TEST_CASE_FIXTURE(WithIstio, "a pod of ours has Istio's annotation while it is in the mesh") {
+  add_agent();
+  add_slice("none");
+  mark();
+  CHECK(redirection().is_null());
+  add_slice("mesh");
+  CHECK(mark()["status"] == "True");
+  CHECK(redirection() == "enabled");
+  mark();
+  CHECK(api.count("PATCH") == 1);
+  Json pod = api.objects.at(kWeb);  // marked by a controller that had not the flag
+  pod["metadata"].erase("annotations");
+  add(pod);
+  mark();
+  CHECK(redirection() == "enabled");
+  pod = api.objects.at(kWeb);
+  pod["metadata"]["labels"]["istio.io/dataplane-mode"] = "none";
+  add(pod);
+  CHECK(mark()["reason"] == "NotLabelled");
+  CHECK(redirection().is_null());
+}
+
+TEST_CASE_FIXTURE(WithIstio, "the annotation of a pod on a node without an agent is Istio's to write") {
+  redirect(true);
+  after(seconds(0));
+  after(seconds(10));
+  CHECK(mark()["reason"] == "NoAgent");
+  CHECK(redirection() == "enabled");
 }
 
 TEST_CASE_FIXTURE(Fixture, "another pod of the name does not get the mark of the one before") {

@@ -151,6 +151,51 @@ TEST_CASE("every check has a fixture that fires it and one that does not") {
   }
 }
 
+// The base cluster with istiod for its authority.
+Facts with_istiod() {
+  const Facts plain = base();
+  Facts facts = plain;
+  change(facts, Json::parse(R"({"objects": [
+    {"kind": "DaemonSet", "metadata": {"name": "nodemesh-agent", "namespace": "nodemesh-system"}, "spec": {"template": {"spec": {
+      "containers": [{"name": "proxy", "args": ["--ca-address=istiod.istio-system.svc:15012", "--ca-cluster-id=Kubernetes"]}],
+      "volumes": [{"name": "ca-root", "configMap": {"name": "istio-ca-root-cert"}}]}}}},
+    {"kind": "ConfigMap", "metadata": {"name": "nodemesh-root-cert", "namespace": "nodemesh-system"}, "gone": true}]})"));
+  auto& maps = facts.lists["configmaps"].items;
+  for (const auto& map : plain.all("configmaps")) {
+    if (text_of(map, "metadata", "name") != "nodemesh-root-cert") continue;
+    maps.push_back(map);
+    maps.back()["metadata"]["name"] = "istio-ca-root-cert";
+  }
+  facts.cacerts_exists = true;  // an old one of ours
+  return facts;
+}
+
+TEST_CASE("with another authority nobody misses our bundle, our Secret or our second replica") {
+  Facts facts = with_istiod();
+  auto result = run_checks(facts, false);
+  CHECK_MESSAGE(result.findings.empty(), all_said(result));
+  change(facts, Json::parse(R"({"objects": [
+    {"kind": "Deployment", "metadata": {"name": "nodemesh-controller", "namespace": "nodemesh-system"}, "gone": true}]})"));
+  result = run_checks(facts, false);
+  CHECK_MESSAGE(result.findings.empty(), all_said(result));
+}
+
+TEST_CASE("another authority's bundle is looked for by its own name, and its refusal explained") {
+  Facts facts = with_istiod();
+  std::erase_if(facts.lists["configmaps"].items,
+                [](const Json& map) { return text_of(map, "metadata", "name") == "istio-ca-root-cert"; });
+  facts.agents.push_back(
+      {.node = "a", .certs = Json::parse(R"({"items": [{"identity": "x", "state": "missing",
+    "error": "certificate authority refused x: code 16, request impersonation authentication failure"}]})")});
+  auto result = run_checks(facts, false);
+  auto bundle = of(result, "NM1216"), missing = of(result, "NM1231");
+  REQUIRE_MESSAGE((bundle.size() == 1 && missing.size() == 1), all_said(result));
+  CHECK(bundle[0].object == "ConfigMap nodemesh-system/istio-ca-root-cert");
+  CHECK(missing[0].hint.contains("nodemesh-system/nodemesh-agent"));
+  CHECK(missing[0].hint.contains("istiod.istio-system.svc:15012"));
+  CHECK(missing[0].hint.contains("\"Kubernetes\""));
+}
+
 TEST_CASE("a check whose facts may not be read is not made, and does not pass") {
   for (const auto& check : checks()) {
     INFO(check.id);

@@ -44,11 +44,11 @@ class Controller:
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
         try:
-            line = self.wait_log(r"controller started .*ca=127\.0\.0\.1:(\d+) admin=127\.0\.0\.1:(\d+)")
+            line = self.wait_log(r"controller started .*ca=(?:127\.0\.0\.1:(\d+)|none) admin=127\.0\.0\.1:(\d+)")
         except BaseException:
             self.stop()
             raise
-        self.port, self.admin = int(line.group(1)), int(line.group(2))
+        self.port, self.admin = int(line.group(1) or 0), int(line.group(2))
 
     def output(self):
         with open(self.log, encoding="utf-8", errors="replace") as log:
@@ -200,7 +200,8 @@ def test_strangers_meet_limits_while_others_are_served(cluster):
         CaClient(controller.port, roots, name="other.mesh.svc")
     with contextlib.ExitStack() as stack, CaClient(controller.port, roots, source="127.0.0.2") as good:
         for _ in range(80):
-            stack.enter_context(socket.create_connection(("127.0.0.1", controller.port), 10))
+            with contextlib.suppress(ConnectionResetError):  # above the limit, before connect() has returned
+                stack.enter_context(socket.create_connection(("127.0.0.1", controller.port), 10))
         wait_for(lambda: controller.metric("nodemesh_ca_connections_refused_total") >= 16, 20, "connections refused")
         assert controller.metric("nodemesh_ca_connections_open") <= 65
         with CaClient(controller.port, roots, source="127.0.0.3") as hostile:
@@ -267,6 +268,20 @@ def test_a_plugged_in_authority_is_changed_under_way_and_nobody_is_cut_off(clust
     with pytest.raises(ssl.SSLCertVerificationError):  # the server's own certificate has moved, too
         CaClient(controller.port, at_first)
     assert base64.b64decode(cluster.api.get("/api/v1/namespaces/mesh/secrets/nodemesh-ca")["data"]["ca-cert.pem"])
+
+
+def test_without_an_authority_it_leads_and_marks_pods_and_has_no_key_no_bundle_and_no_port(cluster):
+    controller = cluster.start("ctl-1", "--without-authority")
+    assert controller.port == 0
+    wait_for(controller.leads, 20, "it leads")
+    with open(f"/proc/{controller.process.pid}/net/tcp", encoding="ascii") as table:
+        own = {os.readlink(f"/proc/{controller.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{controller.process.pid}/fd")}
+        listening = [line.split() for line in table if line.split()[3] == "0A"]
+    assert [int(line[1].split(":")[1], 16) for line in listening if f"socket:[{line[9]}]" in own] == [controller.admin]
+    for path in ("secrets/nodemesh-ca", "configmaps/nodemesh-root-cert"):
+        assert cluster.api.get(f"/api/v1/namespaces/mesh/{path}") is None
+    page = controller.get("/metrics")
+    assert "nodemesh_controller_pods_synced 1" in page and "nodemesh_ca_" not in page
 
 
 def test_the_process_says_how_it_is(cluster):

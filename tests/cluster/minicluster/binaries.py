@@ -1,12 +1,14 @@
-"""Builds Kubernetes, etcd, CoreDNS and Helm, and our own echo server, from Go modules into the cache.
+"""Builds Kubernetes, etcd, CoreDNS, Helm and istiod, and our own echo server, from Go modules into the cache.
 
 Each folder of tests/cluster/go is a Go module that names its programs and pins what they are made of (go.mod, go.sum).
-To change a version: edit go.mod there and run `go mod tidy`. k8s.io/kubernetes is no ordinary dependency: its go.mod
-replaces its staging modules by folders of its own tree; each is published as v0.X.Y beside v1.X.Y, so that replacing
-them by version does the same.
+To change a version: edit go.mod there and run `go mod tidy`. helm, coredns and istiod keep to one version of every module
+that two of them need (k8s.io/*, golang.org/x/*, grpc, protobuf, ...), so that it is compiled once: raise them together.
+k8s.io/kubernetes is no ordinary dependency: its go.mod replaces its staging modules by folders of its own tree; each is
+published as v0.X.Y beside v1.X.Y, so that replacing them by version does the same.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,9 +23,11 @@ MODULES = os.path.join(os.path.dirname(HERE), "go")
 BIN = f"{CACHE}/bin"
 PROGRAMS = {
     "kubernetes": ("kube-apiserver", "kubelet", "kubectl", "kube-controller-manager", "kube-proxy", "kube-scheduler"),
-    "coredns": ("coredns",), "etcd": ("etcd",), "helm": ("helm",), "echo": ("echo",),
+    "coredns": ("coredns",), "etcd": ("etcd",), "helm": ("helm",), "echo": ("echo",), "istiod": ("pilot-discovery",),
 }
-PACKAGES = {"etcd": "go.etcd.io/etcd/server/v3", "helm": "helm.sh/helm/v3/cmd/helm"}
+PACKAGES = {"etcd": "go.etcd.io/etcd/server/v3", "helm": "helm.sh/helm/v3/cmd/helm",
+            "istiod": "istio.io/istio/pilot/cmd/pilot-discovery"}
+OF_EVERY_CLUSTER = tuple(module for module in PROGRAMS if module != "istiod")
 OLDEST_GO = (1, 26)
 
 
@@ -77,7 +81,14 @@ def _build(module, say):
     say(f"built {module} in {time.monotonic() - started:.0f} s")
 
 
-def build(say=print, modules=PROGRAMS):
+def source(module, package):
+    """The folder of what a Go module of ours is made of, from the module cache; fetched where it is not there."""
+    done = subprocess.run([go(), "mod", "download", "-C", f"{MODULES}/{module}", "-json", package], check=True,
+                          capture_output=True, text=True, env={**os.environ, "GOTOOLCHAIN": "local"})
+    return json.loads(done.stdout)["Dir"]
+
+
+def build(say=print, modules=OF_EVERY_CLUSTER):
     """Builds what is missing or was built from something else. Needs network for the Go module proxy when cold."""
     os.makedirs(BIN, exist_ok=True)
     with locked_cache():

@@ -1,6 +1,6 @@
 """The images of the cluster, written without a registry or Docker into the cache; see packaging/.
 
-pause, coredns and echo are one static program each; tools has ordinary programs from this machine's Debian packages:
+pause, coredns, echo and istiod are one static program each; tools has ordinary programs from this machine's Debian packages:
 curl, nginx, python3, ip, ss, tcpdump, and busybox for a shell. Pods name them localhost/NAME:1.
 """
 
@@ -79,14 +79,17 @@ MAKERS = {
     "coredns": lambda: _static("coredns", f"{binaries.BIN}/coredns"),
     "echo": lambda: _static("echo", f"{binaries.BIN}/echo", "65532:65532"),
     "tools": _tools,
+    "istiod": lambda: _static("istiod", f"{binaries.BIN}/pilot-discovery", "1337:1337"),
 }
+PROGRAMS = {"coredns": "coredns", "echo": "echo", "istiod": "pilot-discovery"}  # what is in them
+OF_EVERY_CLUSTER = tuple(name for name in MAKERS if name != "istiod")
 
 
 def _stamp(name):
     """Changes with what the image is made of: our scripts, its program, the versions of all Debian packages."""
     digest = hashlib.sha256(name.encode())
     paths = [__file__, oci.__file__, sys.modules["rootfs"].__file__, f"{SOURCES}/pause.c"]
-    for path in paths + ([f"{binaries.BIN}/{name}"] if name in ("coredns", "echo") else []):
+    for path in paths + ([f"{binaries.BIN}/{PROGRAMS[name]}"] if name in PROGRAMS else []):
         with open(path, "rb") as source:
             digest.update(source.read())
     if name == "tools":
@@ -95,7 +98,7 @@ def _stamp(name):
     return digest.hexdigest()
 
 
-def build(say=print):
+def build(say=print, names=OF_EVERY_CLUSTER):
     """Writes the images that are missing or were made of something else. Needs the programs of binaries.build()."""
     os.makedirs(FOLDER, exist_ok=True)
     with locked_cache():
@@ -104,11 +107,11 @@ def build(say=print):
         if os.path.exists(stamps_path):
             with open(stamps_path, encoding="utf-8") as source:
                 stamps = json.load(source)
-        for name, make in MAKERS.items():
+        for name in names:
             stamp = _stamp(name)
             if stamps.get(name) == stamp and os.path.exists(f"{FOLDER}/{name}.tar"):
                 continue
-            make()
+            MAKERS[name]()
             say(f"image localhost/{name}:1 ({os.stat(f'{FOLDER}/{name}.tar').st_size >> 20} MiB)")
             stamps[name] = stamp
             with open(stamps_path, "w", encoding="utf-8") as out:
