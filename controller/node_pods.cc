@@ -7,21 +7,6 @@
 #include "translate/workloads.h"
 
 namespace nodemesh::controller {
-namespace {
-
-std::string content_of(const PodCard::Template& common) {
-  std::string out;
-  auto add = [&](std::string_view part) { out.append(part).push_back('\0'); };
-  for (const auto& part : {common.ns, common.service_account, common.owner_type, common.owner_name})
-    add(part);
-  for (const auto& [key, value] : common.labels) {
-    add(key);
-    add(value);
-  }
-  return out;
-}
-
-}  // namespace
 
 std::optional<PodCard> NodePods::read(const kube::Object& pod) {
   kube::Problems problems;
@@ -39,29 +24,19 @@ std::optional<PodCard> NodePods::read(const kube::Object& pod) {
                  .uid = pod.uid,
                  .node = spec.node,
                  .addresses = spec.addresses,
-                 .common = share({.ns = pod.key.ns,
-                                  .service_account = spec.service_account,
-                                  .labels = pod.labels,
-                                  .owner_type = owner.workload_type,
-                                  .owner_name = owner.workload_type == "pod" ? "" : owner.workload_name,
-                                  .protocols = {}}),
+                 .common = shared_.one(
+                     PodCard::Template{.ns = pod.key.ns,
+                                       .service_account = spec.service_account,
+                                       .labels = pod.labels,
+                                       .owner_type = owner.workload_type,
+                                       .owner_name = owner.workload_type == "pod" ? "" : owner.workload_name,
+                                       .protocols = {}}),
                  .runtime_class = spec.runtime_class,
                  .host_network = spec.host_network,
                  .sidecar = pod.annotations.contains(translate::kSidecarStatus),
                  .agent = agents_.contains({pod.key.ns, spec.service_account}),
                  .redirected = redirection != pod.annotations.end() && redirection->second == "enabled",
                  .mark = read_condition(pod.root, kEnrolled)};
-}
-
-std::shared_ptr<const PodCard::Template> NodePods::share(PodCard::Template common) {
-  if (templates_.size() > 2 * templates_before_) {
-    std::erase_if(templates_, [](const auto& entry) { return entry.second.expired(); });
-    templates_before_ = std::max<size_t>(templates_.size(), 64);
-  }
-  auto& known = templates_[content_of(common)];
-  auto shared = known.lock();
-  if (!shared) known = shared = std::make_shared<const PodCard::Template>(std::move(common));
-  return shared;
 }
 
 void NodePods::upsert(const kube::Object& pod) {

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <map>
-#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -14,6 +13,7 @@
 
 #include "controller/conditions.h"
 #include "kube/objects.h"
+#include "model/interner.h"
 #include "translate/workload_slice.h"
 
 namespace nodemesh::controller {
@@ -30,7 +30,7 @@ struct PodCard {
   using Template = translate::WorkloadSliceSpec::Template;
   std::string ns, name, uid, node;
   std::vector<Addr> addresses;
-  std::shared_ptr<const Template> common;
+  model::Shared<Template> common;
   std::string runtime_class;
   bool host_network = false, sidecar = false;
   bool agent = false;             // runs as one of our agents
@@ -63,13 +63,11 @@ class NodePods {
     size_t agents = 0;
   };
   std::optional<PodCard> read(const kube::Object& pod);
-  std::shared_ptr<const PodCard::Template> share(PodCard::Template common);
 
   const std::set<std::pair<std::string, std::string>> agents_;
   std::map<std::pair<std::string, std::string>, PodCard> pods_;
   std::map<std::string, Node, std::less<>> nodes_;
-  std::map<std::string, std::weak_ptr<const PodCard::Template>> templates_;  // by content
-  size_t templates_before_ = 64;  // when the dead were last removed
+  model::Interner shared_;
   std::set<std::string> changed_;
 };
 

@@ -56,15 +56,16 @@ struct Cidr {
   static std::optional<Cidr> parse(std::string_view text);
 };
 
+// noexcept, so that hash tables do not keep each hash.
 struct AddrHash {
-  size_t operator()(const Addr& addr) const {
+  size_t operator()(const Addr& addr) const noexcept {
     uint64_t high, low;
     std::memcpy(&high, addr.bytes.data(), 8);
     std::memcpy(&low, addr.bytes.data() + 8, 8);
     uint64_t mixed = (high ^ (low * 0x9E3779B97F4A7C15ull));
     return mixed ^ (mixed >> 29);
   }
-  size_t operator()(const SockAddr& addr) const {
+  size_t operator()(const SockAddr& addr) const noexcept {
     return (*this)(addr.ip) * 0xBF58476D1CE4E5B9ull + addr.port * 0x9E3779B97F4A7C15ull;
   }
 };

@@ -70,7 +70,8 @@ bool is_dns_subdomain(std::string_view text) {
   return is_dns(text, 253, true);
 }
 
-Fields::Fields(const Node* node, Problems& problems) : problems_(problems) {
+Fields::Fields(const Node* node, Problems& problems, model::Interner* shared)
+    : problems_(problems), shared_(shared) {
   if (!node || node->type == Node::Type::null || wrong_type(problems, *node, Node::Type::map)) return;
   node_ = node;
   seen_.resize(node->children.size());
@@ -110,6 +111,12 @@ const Node* Fields::map(std::string_view key) {
 std::optional<std::string> Fields::text(std::string_view key) {
   const Node* found = typed(key, Node::Type::string);
   return found ? std::optional(found->text) : std::nullopt;
+}
+
+Text Fields::shared_text(std::string_view key) {
+  const Node* found = typed(key, Node::Type::string);
+  if (!found) return {};
+  return shared_ ? shared_->text(found->text) : Text(found->text);
 }
 
 std::optional<bool> Fields::boolean(std::string_view key) {

@@ -17,6 +17,7 @@
 #include "base/addr.h"
 #include "kube/node.h"
 #include "kube/problem.h"
+#include "model/interner.h"
 
 namespace nodemesh::kube {
 
@@ -24,7 +25,9 @@ class Fields {
  public:
   // `node` may be null (an absent mapping: every field is absent) or of a wrong type (reported, then as
   // absent).
-  Fields(const Node* node, Problems& problems);
+  Fields(const Node* node, Problems& problems, model::Interner* shared = nullptr);
+  // A part of `whole`, with its problems and what it shares.
+  Fields(const Node* node, const Fields& whole) : Fields(node, whole.problems_, whole.shared_) {}
   ~Fields();
   Fields(const Fields&) = delete;
   Fields& operator=(const Fields&) = delete;
@@ -39,6 +42,14 @@ class Fields {
   const Node* map(std::string_view key);
   std::span<const Node> list(std::string_view key);  // of anything
   std::span<const Node> maps(std::string_view key);  // of mappings
+  // As text(), for what many objects say: held once for all of them, where there is an interner. Empty when
+  // absent.
+  Text shared_text(std::string_view key);
+  template <class T>
+  model::Shared<T> share(T value) {
+    if (shared_) return shared_->one(std::move(value));
+    return std::make_shared<const T>(std::move(value));
+  }
   std::vector<std::string> texts(std::string_view key);
   std::map<std::string, std::string> text_map(std::string_view key);
   // One of `values`; anything else refuses the object and names them.
@@ -74,6 +85,7 @@ class Fields {
 
   const Node* node_ = nullptr;
   Problems& problems_;
+  model::Interner* shared_ = nullptr;
   std::vector<bool> seen_;
   std::vector<std::string> known_;  // for "did you mean"; copies, since callers build names
 };

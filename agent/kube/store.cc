@@ -38,7 +38,7 @@ const Kind* Store::find_kind(const ObjectKey& key) const {
   return found == kinds_.end() ? nullptr : &*found;
 }
 
-Store::Version Store::read(std::shared_ptr<const Object> object, const Version* before) const {
+Store::Version Store::read(std::shared_ptr<const Object> object, const Version* before) {
   Version version{.newest = object, .problems = object->problems};
   const Kind* kind = find_kind(object->key);
   if (!kind) {
@@ -57,7 +57,7 @@ Store::Version Store::read(std::shared_ptr<const Object> object, const Version* 
   check_version(*object, *kind, version.problems);
   std::shared_ptr<const Decoded> decoded;
   if (kind->read) {
-    Fields fields(&object->root, version.problems);
+    Fields fields(&object->root, version.problems, &shared_);
     fields.ignore({"apiVersion", "kind", "metadata"});
     decoded = kind->read(*object, fields, version.problems);
   }
@@ -130,16 +130,21 @@ bool Store::remove_file(const std::string& file) {
 }
 
 bool Store::upsert(std::shared_ptr<Object> object) {
-  auto [found, fresh] = singles_.try_emplace(object->key);
-  found->second = read(object, fresh ? nullptr : &found->second);
-  // Half of the memory of an object, and of no use any more: an API server's objects have no lines.
-  object->root.children = {};
-  publish(found->first, found->second.good);
+  const auto& key = object->key;
+  auto found = singles_.find(key);
+  auto version = read(object, found == singles_.end() ? nullptr : &found->second);
+  // Half of the memory of an object, and of no use any more: an API server's objects have no lines. (`= {}`
+  // would keep the array.)
+  object->root.children = std::vector<Node>();
+  if (found != singles_.end()) singles_.erase(found);
+  publish(key, singles_.emplace(&key, std::move(version)).first->second.good);
   return true;
 }
 
 bool Store::remove(const ObjectKey& key) {
-  if (singles_.erase(key) == 0) return false;
+  auto found = singles_.find(key);
+  if (found == singles_.end()) return false;
+  auto gone = singles_.extract(found);
   publish(key, {});
   return true;
 }
@@ -148,7 +153,7 @@ bool Store::remove(const ObjectKey& key) {
 Store::Claims Store::claims() const {
   Claims claims;
   for (const auto& [key, version] : singles_) {
-    if (version.good.object) claims.try_emplace(key, &version);
+    if (version.good.object) claims.try_emplace(*key, &version);
   }
   for (const auto& [name, file] : files_) {
     for (const auto& version : file.versions) {
@@ -158,46 +163,38 @@ Store::Claims Store::claims() const {
   return claims;
 }
 
-void Store::note_change() {
-  ++generation_;
-  statuses_stale_ = true;
-}
-
 void Store::publish() {
-  note_change();
+  ++generation_;
   in_force_.clear();
   auto all = claims();
-  for (const auto& [key, version] : all) in_force_[key.kind].entries.emplace(key, version->good);
+  for (const auto& [key, version] : all) in_force_[key.kind].entries.insert(version->good);
   size_ = all.size();
 }
 
 void Store::publish(const ObjectKey& key, const Entry& entry) {
   if (!files_.empty()) return publish();  // another's claim may take its place
-  note_change();
+  ++generation_;
   auto& kind = in_force_[key.kind];
   size_ -= kind.entries.size();
-  if (entry.object) {
-    kind.entries.insert_or_assign(key, entry);
-  } else {
-    kind.entries.erase(key);
-  }
+  if (auto before = kind.entries.find(key); before != kind.entries.end()) kind.entries.erase(before);
+  if (entry.object) kind.entries.insert(entry);
   size_ += kind.entries.size();
   kind.sorted_stale = true;
 }
 
-const std::vector<Status>& Store::statuses() const {
-  if (!std::exchange(statuses_stale_, false)) return statuses_;
-  statuses_.clear();
+std::vector<Status> Store::statuses() const {
+  std::vector<Status> out;
+  out.reserve(singles_.size());
   auto all = files_.empty() ? Claims{} : claims();  // without files there is nothing twice
-  for (const auto& [key, version] : singles_) statuses_.push_back(status_of(version, all));
+  for (const auto& [key, version] : singles_) out.push_back(status_of(version, all));
   for (const auto& [name, file] : files_) {
     for (const auto& problem : file.problems) {
-      statuses_.push_back(
+      out.push_back(
           {.file = name, .line = problem.line, .state = Status::State::refused, .problems = {problem}});
     }
-    for (const auto& version : file.versions) statuses_.push_back(status_of(version, all));
+    for (const auto& version : file.versions) out.push_back(status_of(version, all));
   }
-  return statuses_;
+  return out;
 }
 
 Status Store::status_of(const Version& version, const Claims& claims) const {
@@ -233,8 +230,7 @@ std::span<const Entry> Store::objects(std::string_view kind) const {
   if (found == in_force_.end()) return {};
   const InForce& table = found->second;
   if (std::exchange(table.sorted_stale, false)) {
-    table.sorted.clear();
-    for (const auto& [key, entry] : table.entries) table.sorted.push_back(entry);
+    table.sorted.assign(table.entries.begin(), table.entries.end());
   }
   return table.sorted;
 }
@@ -249,7 +245,7 @@ std::vector<Store::Newest> Store::newest(std::string_view kind) const {
     if (one.name != kind) continue;
     ObjectKey first{.group = std::string(one.group), .kind = std::string(one.name)};
     for (auto at = singles_.lower_bound(first); at != singles_.end(); ++at) {
-      if (at->first.group != first.group || at->first.kind != first.kind) break;
+      if (at->first->group != first.group || at->first->kind != first.kind) break;
       add(at->second);
     }
   }
@@ -265,8 +261,9 @@ const Entry* Store::find(std::string_view kind, std::string_view ns, std::string
   auto table = in_force_.find(kind);
   if (table == in_force_.end()) return nullptr;
   auto found = table->second.entries.lower_bound(Place{ns, name, {}});
-  bool same = found != table->second.entries.end() && found->first.ns == ns && found->first.name == name;
-  return same ? &found->second : nullptr;
+  if (found == table->second.entries.end()) return nullptr;
+  const auto& key = found->object->key;
+  return key.ns == ns && key.name == name ? &*found : nullptr;
 }
 
 }  // namespace nodemesh::kube

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -70,8 +71,8 @@ class Store {
   };
   std::vector<Newest> newest(std::string_view kind) const;
   size_t size() const { return size_; }
-  // One for every object and every unreadable document, by file and line. Valid until the next change.
-  const std::vector<Status>& statuses() const;
+  // One for every object and every unreadable document, by file and line. O(n).
+  std::vector<Status> statuses() const;
   // Raised by every change.
   uint64_t generation() const { return generation_; }
 
@@ -95,30 +96,36 @@ class Store {
   struct ByPlace {
     using is_transparent = void;
     static Place place(const ObjectKey& key) { return {key.ns, key.name, key.group}; }
+    static Place place(const Entry& entry) { return place(entry.object->key); }
     static Place place(const Place& at) { return at; }
     bool operator()(const auto& a, const auto& b) const { return place(a) < place(b); }
   };
+  // An object's own key serves as that of its place in a table.
+  struct ByKey {
+    using is_transparent = void;
+    static const ObjectKey& key(const ObjectKey& key) { return key; }
+    static const ObjectKey& key(const ObjectKey* key) { return *key; }
+    bool operator()(const auto& a, const auto& b) const { return key(a) < key(b); }
+  };
   struct InForce {
-    std::map<ObjectKey, Entry, ByPlace> entries;
+    std::set<Entry, ByPlace> entries;
     mutable std::vector<Entry> sorted;  // the same, made when it is asked for
     mutable bool sorted_stale = true;
   };
 
   const Kind* find_kind(const ObjectKey& key) const;
-  Version read(std::shared_ptr<const Object> object, const Version* before) const;
+  Version read(std::shared_ptr<const Object> object, const Version* before);
   void keep_last_good(File& file, const File& before) const;
   Claims claims() const;
   void publish();
   void publish(const ObjectKey& key, const Entry& entry);
-  void note_change();
   Status status_of(const Version& version, const Claims& claims) const;
 
   std::span<const Kind> kinds_;
+  model::Interner shared_;  // what readers find in many objects
   std::map<std::string, File> files_;
-  std::map<ObjectKey, Version> singles_;
+  std::map<const ObjectKey*, Version, ByKey> singles_;    // by that of `newest`
   std::map<std::string, InForce, std::less<>> in_force_;  // by kind
-  mutable std::vector<Status> statuses_;
-  mutable bool statuses_stale_ = false;
   size_t size_ = 0;
   uint64_t generation_ = 0;
 };

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "model/text.h"
+#include "base/text.h"
 
 namespace nodemesh::model {
 

@@ -100,9 +100,10 @@ class Snapshot {
 
   SnapshotContent content_;
   size_t pods_ = 0;
-  std::unordered_map<Addr, Shared<Workload>> workload_by_address_;
-  std::unordered_map<Addr, Shared<Service>> service_by_vip_;
-  std::unordered_map<SockAddr, Shared<Service>> service_by_endpoint_;
+  // The values are places in content_.workloads and content_.services.
+  std::unordered_map<Addr, uint32_t> workload_by_address_;
+  std::unordered_map<Addr, uint32_t> service_by_vip_;
+  std::unordered_map<SockAddr, uint32_t> service_by_endpoint_;
   ByString<Shared<Workload>> workload_by_uid_;
   ByName<Shared<Workload>> workload_by_name_;
   ByName<Shared<Service>> service_by_name_;

@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "base/addr.h"
+#include "base/text.h"
 #include "model/network.h"
 #include "model/origin.h"
 #include "model/policy.h"
 #include "model/shared.h"
-#include "model/text.h"
 
 namespace nodemesh::model {
 
@@ -33,6 +33,7 @@ class Labels {
   using Map = std::map<std::string, std::string>;
   Labels() = default;
   Labels(Map labels) : held_(labels.empty() ? nullptr : std::make_shared<const Map>(std::move(labels))) {}
+  Labels(std::shared_ptr<const Map> labels) : held_(std::move(labels)) {}
   Labels(std::initializer_list<Map::value_type> labels) : Labels(Map(labels)) {}
 
   const Map& operator*() const {
@@ -49,9 +50,9 @@ class Labels {
 
 struct Workload {
   Origin origin;
-  std::string uid;  // the pod's; "ns/name" where the object has none; at most kMaxUid bytes, none below 0x20
+  Text uid;  // the pod's; "ns/name" where the object has none; at most kMaxUid bytes, none below 0x20
   Text ns;
-  std::string name;
+  Text name;
   Text service_account;
   Text identity;  // "spiffe://td/ns/x/sa/y"
   Text node;

@@ -44,7 +44,7 @@ std::string baggage_of(const model::Workload& workload) {
   bool known = type == "deployment" || type == "job" || type == "cronjob";
   return fmt::format(
       "k8s.cluster.name=Kubernetes,k8s.namespace.name={},k8s.{}.name={},service.name={},service.version={}",
-      workload.ns, known ? type : "pod", known ? workload.workload_name.str() : workload.name,
+      workload.ns, known ? type : "pod", known ? workload.workload_name : workload.name,
       workload.canonical_name, workload.canonical_revision);
 }
 

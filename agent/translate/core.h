@@ -64,8 +64,8 @@ struct EndpointSliceSpec : kube::Decoded {
     bool ready = true;
     bool serving = true;
     bool terminating = false;
-    std::string node;
-    std::string zone;
+    Text node;
+    Text zone;
     std::string pod;  // targetRef of kind Pod
     uint32_t line = 0;
   };

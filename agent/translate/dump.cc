@@ -13,7 +13,7 @@ using nlohmann::json;
 void put(json& out, const char* key, const std::string& value) {
   if (!value.empty()) out[key] = value;
 }
-void put(json& out, const char* key, const model::Text& value) {
+void put(json& out, const char* key, const Text& value) {
   put(out, key, value.str());
 }
 void put(json& out, const char* key, bool value) {

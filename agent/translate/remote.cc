@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <tuple>
@@ -117,8 +118,10 @@ class Remote {
   void add_slice(const kube::Entry& slice, std::span<const Said> pods) {
     auto& memory = memory_.slices[slice.object->key.name];
     const auto* node = store_.find("Node", "", pods.front().node);
-    std::string_view region = node ? node->object->label("topology.kubernetes.io/region") : "";
-    std::string_view zone = node ? node->object->label("topology.kubernetes.io/zone") : "";
+    auto label = [&](const char* name) {
+      return memory_.shared.text(node ? node->object->label(name) : std::string_view());
+    };
+    auto region = label("topology.kubernetes.io/region"), zone = label("topology.kubernetes.io/zone");
     RemoteMemory::Slice before;
     bool same = memory.object == slice.object && memory.trust_domain == options_.trust_domain &&
                 memory.region == region && memory.zone == zone;
@@ -127,10 +130,13 @@ class Remote {
       memory.pods.resize(pods.size());
     }
     memory.round = memory_.round;
-    Shares shares;
+    std::optional<SliceParts> parts;
     for (size_t i = 0; i < pods.size(); ++i) {
       auto& made = memory.pods[i];
-      if (!is_as_before(pods[i], made)) made = believed(pods[i], before, shares, memory);
+      if (!is_as_before(pods[i], made)) {
+        if (!parts) parts = parts_of(slice, pods.front(), memory);
+        made = believed(pods[i], before, *parts);
+      }
       if (made) out_.push_back(made);
     }
   }
@@ -150,27 +156,30 @@ class Remote {
     return number == made->addresses.size();
   }
 
-  // What pods of one template have in common, made once for a slice.
-  struct Shares {
-    std::map<const WorkloadSliceSpec::Template*, Workload> by_template;
+  // What pods of one slice have in common.
+  struct SliceParts {
     model::Origin origin;
-    model::Text node;
+    Text node, region, zone;
   };
+  SliceParts parts_of(const kube::Entry& slice, const Said& first, const RemoteMemory::Slice& memory) {
+    auto origin = slice.object->origin();
+    origin.kind = memory_.shared.text(origin.kind);
+    return {std::move(origin), memory_.shared.text(first.node), memory.region, memory.zone};
+  }
 
-  Shared<Workload> believed(const Said& said, const RemoteMemory::Slice& before, Shares& shares,
-                            const RemoteMemory::Slice& memory) const {
+  Shared<Workload> believed(const Said& said, const RemoteMemory::Slice& before, const SliceParts& parts) {
     std::vector<Addr> addresses;
     for (const auto& address : said.pod->addresses) {
       if (counts(said, address)) addresses.push_back(address);
     }
     if (addresses.empty()) return {};
-    if (shares.node.empty()) {
-      shares.node = said.node;
-      shares.origin = said.object().origin();
-    }
-    auto [common, fresh] = shares.by_template.try_emplace(&said.common());
-    if (fresh) common->second = in_common(said.common(), shares, memory);
+    auto [common, fresh] = by_template_.try_emplace(&said.common());
+    if (fresh) common->second = in_common(said.common());
     Workload workload = common->second;
+    workload.origin = parts.origin;
+    workload.node = parts.node;
+    workload.region = parts.region;
+    workload.zone = parts.zone;
     workload.uid = said.pod->uid;
     workload.name = said.pod->name;
     workload.addresses = std::move(addresses);
@@ -183,36 +192,40 @@ class Remote {
     return std::make_shared<const Workload>(std::move(workload));
   }
 
-  static model::Text section(const Said& said) {
+  static Text section(const Said& said) {
     static const auto kSections = [] {
-      std::array<model::Text, kPodsPerSlice> out;
+      std::array<Text, kPodsPerSlice> out;
       for (size_t i = 0; i < out.size(); ++i) out[i] = "spec.pods[" + std::to_string(i) + "]";
       return out;
     }();
-    return said.index < kSections.size() ? kSections[said.index] : model::Text(said.field());
+    return said.index < kSections.size() ? kSections[said.index] : Text(said.field());
   }
 
-  Workload in_common(const WorkloadSliceSpec::Template& from, const Shares& shares,
-                     const RemoteMemory::Slice& memory) const {
-    Workload workload{.origin = shares.origin,
-                      .ns = from.ns,
-                      .service_account = from.service_account,
-                      .node = shares.node,
-                      .region = memory.region,
-                      .zone = memory.zone,
-                      .labels = from.labels};
+  // The pods of a template, whatever slices have it.
+  Workload in_common(const WorkloadSliceSpec::Template& from) {
+    Workload workload{
+        .ns = from.ns, .service_account = from.service_account, .labels = memory_.shared.one(from.labels)};
     workload.identity = model::spiffe_id(options_.trust_domain, workload.ns, workload.service_account);
     workload.workload_type = from.owner_name.empty() ? "pod" : from.owner_type;
     workload.workload_name = from.owner_name;
     name_from_labels(workload);
+    share_words(workload);
     return workload;
   }
 
   // Where neither an owner nor a label names the workload, the pod does.
-  static void name_pod(Workload& workload, const WorkloadSliceSpec::Template& from) {
+  void name_pod(Workload& workload, const WorkloadSliceSpec::Template& from) {
     if (!from.owner_name.empty()) return;
     workload.workload_name = workload.name;
     name_from_labels(workload);
+    share_words(workload);
+  }
+
+  void share_words(Workload& workload) {
+    for (auto* word : {&workload.ns, &workload.service_account, &workload.identity, &workload.workload_name,
+                       &workload.workload_type, &workload.app, &workload.version, &workload.canonical_name,
+                       &workload.canonical_revision})
+      *word = memory_.shared.text(*word);
   }
 
   // Pods of which only EndpointSlices speak.
@@ -312,6 +325,7 @@ class Remote {
   std::map<Addr, std::vector<const Said*>> disputed_, unplaced_;
   std::map<std::string, Workload> strangers_;  // by "namespace/name", or "/address"
   std::set<const Workload*> kept_strangers_;
+  std::unordered_map<const WorkloadSliceSpec::Template*, Workload> by_template_;
   std::vector<Shared<Workload>> out_;
 };
 

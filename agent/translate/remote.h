@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "model/interner.h"
 #include "model/peers.h"
 #include "model/workload.h"
 #include "translate/claims.h"
@@ -29,12 +30,13 @@ struct RemoteMemory {
   struct Slice {
     std::shared_ptr<const kube::Object> object;
     std::string trust_domain;
-    model::Text region, zone;
+    Text region, zone;
     std::vector<model::Shared<model::Workload>> pods;  // by their index; null: not believed
     uint64_t round = 0;
   };
   std::unordered_map<std::string, Slice> slices;                              // by name
   std::unordered_map<std::string, model::Shared<model::Workload>> strangers;  // by "namespace/name"
+  model::Interner shared;                                                     // what workloads have in common
   uint64_t round = 0;
 };
 

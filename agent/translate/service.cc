@@ -93,15 +93,15 @@ void read_behaviour(Fields& spec, ServiceSpec& service, Problems& problems) {
   spec.unsupported({"trafficDistribution"});
 }
 
-void read_endpoint(const Node& node, EndpointSliceSpec& slice, Problems& problems) {
-  Fields fields(&node, problems);
+void read_endpoint(const Node& node, const Fields& whole, EndpointSliceSpec& slice, Problems& problems) {
+  Fields fields(&node, whole);
   EndpointSliceSpec::Endpoint endpoint{.line = node.line};
   Fields conditions(fields.map("conditions"), problems);
   endpoint.ready = conditions.boolean("ready").value_or(true);
   endpoint.serving = conditions.boolean("serving").value_or(endpoint.ready);
   endpoint.terminating = conditions.boolean("terminating").value_or(false);
-  endpoint.node = fields.text("nodeName").value_or("");
-  endpoint.zone = fields.text("zone").value_or("");
+  endpoint.node = fields.shared_text("nodeName");
+  endpoint.zone = fields.shared_text("zone");
   Fields target(fields.map("targetRef"), problems);
   auto kind = target.text("kind").value_or("");
   auto name = target.text("name").value_or("");
@@ -195,7 +195,9 @@ std::shared_ptr<const kube::Decoded> read_endpoint_slice(const kube::Object& obj
     fields.ignore({"endpoints", "ports"});
     return slice;
   }
-  for (const auto& item : fields.maps("endpoints")) read_endpoint(item, *slice, problems);
+  auto endpoints = fields.maps("endpoints");
+  slice->endpoints.reserve(endpoints.size());
+  for (const auto& item : endpoints) read_endpoint(item, fields, *slice, problems);
   for (const auto& endpoint : slice->endpoints) {
     if (family && endpoint.address.is_v4() != (family == Family::v4)) {
       fields.error("addressType",

@@ -28,6 +28,7 @@ int usability(const Endpoint& endpoint, const ServiceSpec& service, const std::s
 // slices of its own.
 void sort_usable(ServicePort& port, const ServiceSpec& service, const std::string& node) {
   std::vector<Endpoint> sorted, rest;
+  sorted.reserve(port.endpoints.size());
   for (bool v4 : {true, false}) {
     int best = 2;
     for (const auto& endpoint : port.endpoints) {
@@ -52,6 +53,7 @@ void add_endpoints(ServicePort& port, const std::string& ns, std::span<const kub
     const auto& slice = slice_of(*entry);
     auto target = std::ranges::find(slice.ports, port.name, &EndpointSliceSpec::Port::name);
     if (target == slice.ports.end()) continue;
+    port.endpoints.reserve(port.endpoints.size() + slice.endpoints.size());
     for (const auto& from : slice.endpoints) {
       Endpoint endpoint{from.address, target->port, find_workload(ns, from.pod, from.address),
                         from.ready,   from.serving, from.terminating,

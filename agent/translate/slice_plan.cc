@@ -36,7 +36,7 @@ Slice::Template template_of(const model::Workload& pod) {
 
 struct Wanted {
   Slice::Pod pod;
-  Slice::Template common;
+  model::Shared<Slice::Template> common;
 };
 
 std::map<std::string, Wanted> wanted_pods(const std::string& node,
@@ -44,7 +44,8 @@ std::map<std::string, Wanted> wanted_pods(const std::string& node,
   std::map<std::string, Wanted> out;
   for (const auto& pod : pods) {
     if (pod->host_network || pod->node != node || pod->addresses.empty()) continue;
-    Wanted wanted{{.uid = pod->uid, .name = pod->name, .addresses = pod->addresses}, template_of(*pod)};
+    Wanted wanted{{.uid = pod->uid, .name = pod->name, .addresses = pod->addresses},
+                  std::make_shared<const Slice::Template>(template_of(*pod))};
     if (wanted.pod.addresses.size() > kAddressesPerPod) wanted.pod.addresses.resize(kAddressesPerPod);
     wanted.pod.mesh = pod->mesh != model::Mesh::none;
     out.emplace(pod->uid, std::move(wanted));
@@ -74,7 +75,7 @@ struct Draft {
 Slice build(const std::string& node, const Draft& draft, const Slice* before) {
   Slice out;
   out.node = node;
-  auto used = [&](const Slice::Template& one) {
+  auto used = [&](const model::Shared<Slice::Template>& one) {
     return std::ranges::any_of(draft.pods, [&](const Wanted* pod) { return pod->common == one; });
   };
   if (before) std::ranges::copy_if(before->templates, std::back_inserter(out.templates), used);

@@ -5,7 +5,7 @@
 namespace nodemesh::translate {
 
 const WorkloadSliceSpec::Template& WorkloadFacts::Pod::common() const {
-  return static_cast<const WorkloadSliceSpec&>(*slice->decoded).templates[pod->template_index];
+  return *static_cast<const WorkloadSliceSpec&>(*slice->decoded).templates[pod->template_index];
 }
 
 bool WorkloadFacts::is_plain(std::string_view node) const {

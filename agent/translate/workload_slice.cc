@@ -17,8 +17,8 @@ using nlohmann::json;
 
 constexpr size_t kMaxUid = 128;
 
-WorkloadSliceSpec::Template read_template(const Node& node, Problems& problems) {
-  Fields fields(&node, problems);
+model::Shared<WorkloadSliceSpec::Template> read_template(const Node& node, const Fields& spec) {
+  Fields fields(&node, spec);
   WorkloadSliceSpec::Template out;
   out.ns = fields.text("namespace").value_or("");
   out.service_account = fields.text("serviceAccount").value_or("default");
@@ -29,11 +29,11 @@ WorkloadSliceSpec::Template read_template(const Node& node, Problems& problems) 
     fields.error("serviceAccount", "is not a valid name", "write the pods' service account");
   }
   out.labels = fields.text_map("labels");
-  Fields owner(fields.map("owner"), problems);
+  Fields owner(fields.map("owner"), fields);
   out.owner_type = owner.text("type").value_or("pod");
   out.owner_name = owner.text("name").value_or("");
   out.protocols = fields.texts("protocols");
-  return out;
+  return fields.share(std::move(out));
 }
 
 void read_ips(Fields& fields, WorkloadSliceSpec::Pod& pod, Problems& problems) {
@@ -102,9 +102,9 @@ std::optional<uint32_t> slice_number(std::string_view node, std::string_view nam
 std::shared_ptr<const kube::Decoded> read_workload_slice(const kube::Object& object, Fields& fields,
                                                          Problems& problems) {
   auto slice = std::make_shared<WorkloadSliceSpec>();
-  Fields spec(fields.map("spec"), problems);
+  Fields spec(fields.map("spec"), fields);
   if (!spec) fields.missing("spec", "write the slice's node, templates and pods");
-  slice->node = spec.text("node").value_or("");
+  slice->node = spec.shared_text("node");
   slice->complete = spec.boolean("complete").value_or(false);
   check_name(object, spec, slice->node);
   auto templates = spec.maps("templates"), pods = spec.maps("pods");
@@ -113,7 +113,9 @@ std::shared_ptr<const kube::Decoded> read_workload_slice(const kube::Object& obj
                "spread the pods over more slices");
     return slice;
   }
-  for (const auto& item : templates) slice->templates.push_back(read_template(item, problems));
+  slice->templates.reserve(templates.size());
+  slice->pods.reserve(pods.size());
+  for (const auto& item : templates) slice->templates.push_back(read_template(item, spec));
   std::set<std::string> uids;
   for (const auto& item : pods) {
     slice->pods.push_back(read_pod_entry(item, templates.size(), problems));
@@ -133,10 +135,10 @@ std::string slice_json(const WorkloadSliceSpec& slice, uint32_t number, std::str
   }
   json templates = json::array(), pods = json::array();
   for (const auto& from : slice.templates) {
-    json one = {{"namespace", from.ns}, {"serviceAccount", from.service_account}};
-    if (!from.labels.empty()) one["labels"] = from.labels;
-    if (!from.owner_name.empty()) one["owner"] = {{"type", from.owner_type}, {"name", from.owner_name}};
-    if (!from.protocols.empty()) one["protocols"] = from.protocols;
+    json one = {{"namespace", from->ns}, {"serviceAccount", from->service_account}};
+    if (!from->labels.empty()) one["labels"] = from->labels;
+    if (!from->owner_name.empty()) one["owner"] = {{"type", from->owner_type}, {"name", from->owner_name}};
+    if (!from->protocols.empty()) one["protocols"] = from->protocols;
     templates.push_back(std::move(one));
   }
   for (const auto& pod : slice.pods) {

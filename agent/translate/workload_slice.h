@@ -29,20 +29,20 @@ struct WorkloadSliceSpec : kube::Decoded {
     std::string owner_name;
     std::vector<std::string> protocols;  // ALPN names that the node serves at 15008, nm1 or h2
 
-    bool operator==(const Template&) const = default;
+    auto operator<=>(const Template&) const = default;
   };
   struct Pod {
-    std::string uid;
-    std::string name;
+    Text uid;
+    Text name;
     std::vector<Addr> addresses;
     size_t template_index = 0;
     bool mesh = false;  // reached by HBONE; otherwise known to be outside
 
     bool operator==(const Pod&) const = default;
   };
-  std::string node;
+  Text node;
   bool complete = false;  // on <node>-0: the node's slices name all its pods that have a network of their own
-  std::vector<Template> templates;
+  std::vector<model::Shared<Template>> templates;  // equal ones are one for all slices of a store
   std::vector<Pod> pods;
 
   // Compares the content; Decoded has none.

@@ -59,7 +59,7 @@ void take_claims(const Object& pod, const PodSpec& spec, model::Workload& worklo
 
 // The uid travels between warden and proxy in a field of fixed size.
 bool check_uid(const model::Workload& workload, const Object& pod, Reports& reports) {
-  bool plain = std::ranges::none_of(workload.uid, [](unsigned char c) { return c < 0x20; });
+  bool plain = std::ranges::none_of(workload.uid.str(), [](unsigned char c) { return c < 0x20; });
   if (plain && workload.uid.size() <= model::kMaxUid) return true;
   reports.add(
       pod, Severity::error, "metadata.uid",

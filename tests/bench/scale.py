@@ -393,8 +393,8 @@ commit {facts["commit"]}.
 - The objects are made by a script, which plays the other nodes; the control plane's own controllers are off meanwhile.
 
 The aims are 150 MiB per agent and 1 s from change to enforcement (p99). What an agent holds of a pod elsewhere is its WorkloadSlice
-as it was read and the workload made of it; pods of one owner share labels and names within a slice only, and here the 16
-pods of a slice have 16 owners. A change costs 60 to 100 ms of the control thread at this size, however small it is.
+as it was read and the workload made of it, some 1.5 KiB with its part of Services and indexes; labels, names and identity are
+held once for all pods of an owner. A change costs 60 to 100 ms of the control thread at this size, however small it is.
 """
 
 

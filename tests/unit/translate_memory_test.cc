@@ -123,8 +123,8 @@ class Edits {
     WorkloadSliceSpec spec;
     spec.node = fmt::format("node{}", n);
     spec.complete = number == 0 && below(2);
-    spec.templates.push_back(
-        {.ns = "shop", .service_account = below(5) ? "web" : "api", .labels = {{"app", "web"}}});
+    spec.templates.push_back(std::make_shared<const WorkloadSliceSpec::Template>(WorkloadSliceSpec::Template{
+        .ns = "shop", .service_account = below(5) ? "web" : "api", .labels = {{"app", "web"}}}));
     for (int i = 0; i < below(4); ++i) {
       int pod = below(10) ? n * 8 + number * 4 + i : below(kPods);
       spec.pods.push_back({.uid = fmt::format("uid-{}", pod),
