@@ -41,7 +41,8 @@ class Edits {
   void speak(const std::vector<std::string>& addresses) {
     WorkloadSliceSpec spec;
     spec.node = "node1";
-    spec.templates.push_back({.ns = "shop", .service_account = "web"});
+    spec.templates.push_back(std::make_shared<const WorkloadSliceSpec::Template>(
+        WorkloadSliceSpec::Template{.ns = "shop", .service_account = "web"}));
     spec.pods.push_back({.uid = "uid-8", .name = "web-8", .mesh = true});
     for (const auto& text : addresses) spec.pods.back().addresses.push_back(*Addr::parse(text));
     put(slice_json(spec, 0, "", ""), "WorkloadSlice", "nodemesh.dev/v1alpha1");
