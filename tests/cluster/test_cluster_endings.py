@@ -1,5 +1,6 @@
 """However a cluster ends, nothing of it stays on the machine; and its command line, as people type it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -144,6 +145,16 @@ def test_a_cluster_that_ends_leaves_nothing(make, cgroup, denying_program):
     assert machine() == before
 
 
+def _forked(keeper):
+    """True while a child of the keeper is not yet another program."""
+    with open(f"/proc/{keeper}/task/{keeper}/children", encoding="ascii") as source:
+        for pid in source.read().split():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as line:
+                if b"minicluster.keeper" in line.read():
+                    return True
+    return False
+
+
 CHART = {"Chart.yaml": "{apiVersion: v2, name: note, version: 1.0.0}",
          "templates/note.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: note}, data: {text: {{ .Values.text }}}}"}
 
@@ -159,8 +170,7 @@ def line():
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
-    run.name = name
-    run("up", "--nodes", "1")
+    run.cluster = Cluster.up(Plan(name, 1), owned=True)
     try:
         yield run
     finally:
@@ -168,7 +178,7 @@ def line():
 
 
 def test_what_people_type_reaches_the_api_server_the_wire_and_the_node(line, tmp_path):
-    assert line.name in line("status").stdout.split()
+    assert line.cluster.plan.name in line("status").stdout.split()
     assert "node1" in line("kubectl", "get", "nodes", "-o", "name").stdout
     assert "NotFound" in line("kubectl", "get", "pod", "nonesuch", code=1).stderr
     for file, text in CHART.items():
@@ -198,13 +208,18 @@ def test_a_node_that_is_restarted_by_the_command_has_booted_anew_and_is_ready(li
 
 
 def test_a_cluster_that_is_to_end_while_a_part_of_it_starts_ends(line):
-    """Its keeper is asked to start a part, and to end, in one moment."""
-    cluster = Cluster(line.name)
-    with cluster.without("kube-scheduler"):
-        pass
-    cluster.down()
+    """Its keeper is asked to end between the fork and the exec of a part that it starts again."""
+    cluster = line.cluster
+    part = f"{cluster.plan.state}/pids/kube-scheduler"
+    with open(part, encoding="ascii") as source:
+        pid = int(source.read())
+    cluster.switch_off("kube-scheduler", pid)
+    written = os.stat(part).st_mtime_ns
+    cluster.switch_on("kube-scheduler")
+    wait_for(lambda: _forked(cluster.keeper) or os.stat(part).st_mtime_ns != written, 20, "the keeper starts it", every=0)
+    cluster.down()  # fails where the keeper did
     assert not os.path.exists(cluster.plan.state)
-    assert f"no cluster named {line.name} is up" in line("kubectl", "version", code=1).stderr
+    assert f"no cluster named {cluster.plan.name} is up" in line("kubectl", "version", code=1).stderr
 
 
 def test_the_quickstart_on_a_cluster_holds_what_it_claims_and_leaves_nothing():
