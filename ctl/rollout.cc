@@ -45,12 +45,26 @@ void note_end(const nlohmann::json& pod, std::map<std::string, std::string>& end
   }
 }
 
-void doubt_silent_nodes(ClusterApi& api, std::map<std::string, std::string>& ends) {
-  for (auto& [node, doubt] : ends) {
-    auto reply = api.get("/api/v1/nodes/" + node);
-    if (reply.ok() && condition_of(reply.body, "Ready") != "True")
-      doubt = "the node is not ready, so nobody saw its agent end";
+// All nodes, not only those whose agent's Pod was still there: a Pod of a dead node is gone once it was
+// deleted by force.
+Result<> doubt_silent_nodes(ClusterApi& api, std::map<std::string, std::string>& ends) {
+  auto nodes = api.list("/api/v1/nodes");
+  if (!nodes) return std::unexpected(nodes.error());
+  for (const auto& node : *nodes) {
+    if (condition_of(node, "Ready") != "True")
+      ends[text_of(node, "metadata", "name")] = "the node is not ready, so nobody saw its agent end";
   }
+  return {};
+}
+
+// What to do about a Pod that does not go, where its node cannot say that it has ended; else "".
+std::string way_out(ClusterApi& api, const std::string& ns, const nlohmann::json& pod) {
+  auto node = text_of(pod, "spec", "nodeName");
+  auto reply = api.get("/api/v1/nodes/" + node);
+  if (!reply.ok() || condition_of(reply.body, "Ready") == "True") return "";
+  return fmt::format(
+      "; Node {} is not ready: bring it back, or `kubectl delete pod {} -n {} --force` and uninstall again",
+      node, text_of(pod, "metadata", "name"), ns);
 }
 
 }  // namespace
@@ -120,10 +134,11 @@ Result<std::vector<NodeEnd>> wait_gone(Context& context, ClusterApi& api, second
                     text_of(pods->front(), "metadata", "name"), text_of(pods->front(), "spec", "nodeName"));
     context.progress("waiting: " + reason);
     if (Monotonic::now() > until)
-      return fail(fmt::format("not gone after {} s: {}", at_most.count(), reason));
+      return fail(fmt::format("not gone after {} s: {}{}", at_most.count(), reason,
+                              way_out(api, context.ns, pods->front())));
     ::poll(nullptr, 0, kBetweenLooks / 2);
   }
-  doubt_silent_nodes(api, ends);
+  if (auto seen = doubt_silent_nodes(api, ends); !seen) return std::unexpected(seen.error());
   std::vector<NodeEnd> result;
   for (auto& [node, doubt] : ends) result.push_back({node, doubt});
   return result;

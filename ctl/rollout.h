@@ -28,7 +28,8 @@ struct NodeEnd {
   std::string node;
   std::string doubt;  // why something may remain there; "" when its warden ended by itself
 };
-// Until no pod of nodemesh's is left in its namespace.
+// Until no pod of nodemesh's is left in its namespace. Every node that is not ready is in the answer, with
+// doubt.
 Result<std::vector<NodeEnd>> wait_gone(Context& context, ClusterApi& api, seconds at_most);
 
 }  // namespace nodemesh::ctl

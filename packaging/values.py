@@ -4,6 +4,7 @@ values.schema.json. `scripts/helm-values` writes it; `scripts/lint` asks for wha
 A value is documented by a comment `# -- …` right above it. A map with such a comment is one value; a map without one is a
 section, whose members need theirs."""
 
+import argparse
 import json
 import os
 import re
@@ -106,6 +107,7 @@ def check():
 
 
 def main():
+    argparse.ArgumentParser(prog="scripts/helm-values", description=__doc__).parse_args()
     wrong, text = findings()
     if wrong:
         sys.exit("\n".join(wrong))

@@ -211,8 +211,8 @@ void HboneConnection::drain() {
 
 void HboneConnection::verify_again(tls::Verifier& verifier, tls::PeerRole peer_role) {
   if (state_ != State::open) return;
-  auto verified =
-      verifier.verify(SSL_get0_peer_certificate(tls_.ssl()), SSL_get_peer_cert_chain(tls_.ssl()), peer_role);
+  auto verified = verifier.verify_again(*peer_->identity, SSL_get0_peer_certificate(tls_.ssl()),
+                                        SSL_get_peer_cert_chain(tls_.ssl()), peer_role);
   if (!verified) close(verified.error());
 }
 

@@ -144,7 +144,7 @@ Result<std::shared_ptr<const PeerIdentity>> Verifier::verify(X509* leaf, STACK_O
     oldest_first_.erase(found->second.age);
     cache_.erase(found);
   }
-  auto peer = verify_chain(leaf, chain, role);
+  auto peer = verify_chain(leaf, chain, role, clock_.wall());
   if (!peer) {
     ++counters_.refused;
     return peer;
@@ -154,8 +154,17 @@ Result<std::shared_ptr<const PeerIdentity>> Verifier::verify(X509* leaf, STACK_O
   return peer;
 }
 
+Result<> Verifier::verify_again(const PeerIdentity& known, X509* leaf, STACK_OF(X509) * chain,
+                                PeerRole role) {
+  if (leaf == nullptr) return fail(Reason::PEER_CERT_MISSING, "the peer presented no certificate");
+  if (!trust_) return fail(Reason::PEER_CERT_INVALID, "no trust bundle is known");
+  auto peer = verify_chain(leaf, chain, role, std::min(clock_.wall(), known.not_after - seconds(1)));
+  if (!peer) return std::unexpected(peer.error());
+  return {};
+}
+
 Result<std::shared_ptr<const PeerIdentity>> Verifier::verify_chain(X509* leaf, STACK_OF(X509) * chain,
-                                                                   PeerRole role) {
+                                                                   PeerRole role, WallClock::time_point at) {
   if (auto key = check_leaf_key(leaf); !key) return std::unexpected(key.error());
   X509_STORE_CTX* ctx = store_ctx_.get();
   if (X509_STORE_CTX_init(ctx, trust_->store(), leaf, chain) != 1) {
@@ -163,7 +172,7 @@ Result<std::shared_ptr<const PeerIdentity>> Verifier::verify_chain(X509* leaf, S
   }
   X509_STORE_CTX_set_default(ctx, role == PeerRole::client ? "ssl_client" : "ssl_server");
   X509_VERIFY_PARAM* param = X509_STORE_CTX_get0_param(ctx);
-  X509_VERIFY_PARAM_set_time(param, WallClock::to_time_t(clock_.wall()));
+  X509_VERIFY_PARAM_set_time(param, WallClock::to_time_t(at));
   X509_VERIFY_PARAM_set_depth(param, 8);
   X509_VERIFY_PARAM_set_auth_level(param, 2);  // 112 bits: no SHA-1, no RSA below 2048, anywhere in the chain
   bool ok = X509_verify_cert(ctx) == 1;

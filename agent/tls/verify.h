@@ -55,6 +55,10 @@ class Verifier {
   // `leaf` and `chain` (may be null) as the peer sent them. Errors: PEER_CERT_MISSING, PEER_CERT_INVALID
   // (with OpenSSL's words), PEER_ID_INVALID, TRUST_DOMAIN.
   Result<std::shared_ptr<const PeerIdentity>> verify(X509* leaf, STACK_OF(X509) * chain, PeerRole role);
+  // For an open connection whose peer was verified as `known`: do the roots of now vouch for it? A connection
+  // may outlive its certificate: where that has run out, it is judged as of its last second. Remembers
+  // nothing. Errors as verify().
+  Result<> verify_again(const PeerIdentity& known, X509* leaf, STACK_OF(X509) * chain, PeerRole role);
   // An identity verified earlier, at resumption: is it still one of ours, in time and of this generation?
   Result<> still_valid(const PeerIdentity& peer) const;
 
@@ -69,7 +73,8 @@ class Verifier {
     std::shared_ptr<const PeerIdentity> peer;
     std::list<const Hash*>::iterator age;
   };
-  Result<std::shared_ptr<const PeerIdentity>> verify_chain(X509* leaf, STACK_OF(X509) * chain, PeerRole role);
+  Result<std::shared_ptr<const PeerIdentity>> verify_chain(X509* leaf, STACK_OF(X509) * chain, PeerRole role,
+                                                           WallClock::time_point at);
   Result<> check_domain(const SpiffeId& id) const;
   void forget();
   bool hash_leaf(X509* leaf, PeerRole role, Hash& out);

@@ -203,6 +203,69 @@ def test_alerts_and_dashboard_ask_for_metrics_that_the_programs_have(helm):
     assert not [name for name in names if name.removesuffix("_bucket") not in sources]
 
 
+def promtool(*words):
+    done = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_every_alert_and_every_expression_of_the_dashboard(helm, tmp_path):
+    objects = helm.objects(profile="monitoring.yaml")
+    rule, = (thing for thing in objects if thing["kind"] == "PrometheusRule")
+    assert rule["apiVersion"] == "monitoring.coreos.com/v1" and rule["metadata"]["namespace"] == "nodemesh-system"
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(rule["spec"]), encoding="utf-8")
+    alerts = rule["spec"]["groups"][0]["rules"]
+    assert f"{len(alerts)} rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", str(tmp_path / "alerts.yaml"))
+    assert all(one["labels"]["severity"] in ("critical", "warning") and one["annotations"].keys() == {"summary", "action"}
+               for one in alerts)
+    board, = (thing for thing in objects if thing["metadata"]["name"] == "nodemesh-dashboard")
+    panels = json.loads(board["data"]["nodemesh.json"])["panels"]
+    asked = [re.sub(r"\$__\w+", "5m", target["expr"]) for panel in panels for target in panel["targets"]]
+    records = [{"record": f"panel:{number}", "expr": re.sub(r"\$\w+", "x", expression)} for number, expression in enumerate(asked)]
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": records}]}), encoding="utf-8")
+    assert f"{len(asked)} rules found" in promtool("check", "rules", str(tmp_path / "board.yaml"))
+
+
+ALARMS = [  # alert, series, of how long, labels of what fires
+    ("NodemeshCertificateNotRenewed", 'nodemesh_certificate_expiry_seconds{node="n1", identity="web"}', "3600x30", 15,
+     {"severity": "critical", "node": "n1", "identity": "web"}),
+    ("NodemeshAuthoritySecretsBad", 'nodemesh_ca_secrets_good{pod="c1"}', "0x30", 6, {"severity": "critical", "pod": "c1"}),
+    ("NodemeshNoLeader", 'nodemesh_controller_leader{pod="c1"}', "0x30", 6, {"severity": "warning"}),
+    ("NodemeshObjectsRefused", 'nodemesh_config_rejected_objects{node="n1"}', "2x30", 6, {"severity": "warning", "node": "n1"}),
+]
+
+
+@pytest.mark.parametrize(("alert", "series", "values", "minutes", "labels"), ALARMS, ids=[one[0] for one in ALARMS])
+def test_an_alert_fires_for_what_it_is_about(helm, tmp_path, alert, series, values, minutes, labels):
+    rule, = (thing for thing in helm.objects(profile="monitoring.yaml") if thing["kind"] == "PrometheusRule")
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(rule["spec"]), encoding="utf-8")
+    annotations, = (one["annotations"] for one in rule["spec"]["groups"][0]["rules"] if one["alert"] == alert)
+    said = {name: re.sub(r"{{ \$labels\.(\w+) }}", lambda match: labels[match[1]], text) for name, text in annotations.items()}
+    fired = {"eval_time": f"{minutes}m", "alertname": alert, "exp_alerts": [{"exp_labels": labels, "exp_annotations": said}]}
+    early = {"eval_time": "1m", "alertname": alert, "exp_alerts": []}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["alerts.yaml"], "evaluation_interval": "1m", "tests": [
+        {"interval": "1m", "input_series": [{"series": series, "values": values}], "alert_rule_test": [early, fired]}]}),
+        encoding="utf-8")
+    promtool("test", "rules", str(tmp_path / "test.yaml"))
+
+
+def test_pod_monitors_name_pods_and_ports_that_there_are(helm):
+    objects = helm.objects(profile="monitoring.yaml")
+    templates = [thing["spec"]["template"] for thing in objects if thing["kind"] in ("DaemonSet", "Deployment")]
+    found = [thing for thing in objects if thing["kind"] == "PodMonitor"]
+    assert len(found) == len(templates) == 2
+    for monitor in found:
+        assert monitor["apiVersion"] == "monitoring.coreos.com/v1" and monitor["metadata"]["namespace"] == "nodemesh-system"
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        assert wanted
+        template, = (one for one in templates if wanted <= one["metadata"]["labels"].items())
+        endpoint, = monitor["spec"]["podMetricsEndpoints"]
+        port, = (port for one in template["spec"]["containers"] for port in one.get("ports", []) if port["name"] == endpoint["port"])
+        assert port["containerPort"] in (15020, 15014) and endpoint["path"] == "/metrics"
+        assert re.fullmatch(r"\d+(s|m)", endpoint["interval"])
+        assert {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"} in endpoint["relabelings"]
+
+
 def test_the_chart_has_the_projects_version(helm):
     with open(f"{CHART}/Chart.yaml", encoding="utf-8") as source:
         chart = yaml.safe_load(source)

@@ -1,5 +1,6 @@
-"""However a cluster ends, nothing of it stays on the machine."""
+"""However a cluster ends, nothing of it stays on the machine; and its command line, as people type it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from minicluster import mesh as meshes
 from minicluster import workloads
 from minicluster.cluster import Cluster
 from minicluster.hierarchies import hierarchies
-from minicluster.plan import Plan
+from minicluster.plan import CACHE, Plan
 from waiting import wait_for
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -140,6 +142,93 @@ def test_a_cluster_that_ends_leaves_nothing(make, cgroup, denying_program):
     for mount, _ in hierarchies():
         assert not os.path.exists(f"{mount}/{cluster.plan.group}")
     wait_for(lambda: not programs() - programs_before, 30, "its BPF programs are gone")
+    assert machine() == before
+
+
+def _forked(keeper):
+    """True while a child of the keeper is not yet another program."""
+    with open(f"/proc/{keeper}/task/{keeper}/children", encoding="ascii") as source:
+        for pid in source.read().split():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as line:
+                if b"minicluster.keeper" in line.read():
+                    return True
+    return False
+
+
+CHART = {"Chart.yaml": "{apiVersion: v2, name: note, version: 1.0.0}",
+         "templates/note.yaml": "{apiVersion: v1, kind: ConfigMap, metadata: {name: note}, data: {text: {{ .Values.text }}}}"}
+
+
+@pytest.fixture(scope="module")
+def line():
+    """scripts/cluster with its words, on a cluster of one node: CompletedProcess."""
+    name = f"line-{os.getpid()}"
+
+    def run(*words, code=0):
+        done = subprocess.run([f"{ROOT}/scripts/cluster", "--name", name, *words], capture_output=True, text=True, check=False,
+                              stdin=subprocess.DEVNULL)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    run.cluster = Cluster.up(Plan(name, 1), owned=True)
+    try:
+        yield run
+    finally:
+        run("down")
+
+
+def test_what_people_type_reaches_the_api_server_the_wire_and_the_node(line, tmp_path):
+    assert line.cluster.plan.name in line("status").stdout.split()
+    assert "node1" in line("kubectl", "get", "nodes", "-o", "name").stdout
+    assert "NotFound" in line("kubectl", "get", "pod", "nonesuch", code=1).stderr
+    for file, text in CHART.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    line("helm", "install", "note", str(tmp_path), "--set", "text=hello")
+    assert line("kubectl", "get", "configmap", "note", "-o", "jsonpath={.data.text}").stdout == "hello"
+    # beside the nodes: pods answer, kubectl knows the cluster
+    dns, = json.loads(line("kubectl", "get", "pods", "-n", "kube-system", "-o", "json").stdout)["items"]
+    assert line("exec", "--", "curl", "-sS", f"http://{dns['status']['podIP']}:8080/health").stdout == "OK"
+    assert line("exec", "kubectl", "version").stdout
+    line("exec", "false", code=1)
+    # on the node
+    assert line("node", "1", "hostname").stdout == "node1\n"
+    images = ("node", "1", "--", "ctr", "-n", "k8s.io", "images")
+    line(*images, "rm", "localhost/tools:1")
+    assert "localhost/tools:1" not in line(*images, "ls", "-q").stdout
+    line("load-image", f"{CACHE}/images/tools.tar")
+    assert "localhost/tools:1" in line(*images, "ls", "-q").stdout
+
+
+def test_a_node_that_is_restarted_by_the_command_has_booted_anew_and_is_ready(line):
+    boot = line("node", "1", "readlink", "/proc/1/ns/pid").stdout
+    assert "node1 is Ready again" in line("restart-node", "1").stdout
+    assert line("node", "1", "readlink", "/proc/1/ns/pid").stdout != boot
+    line("kubectl", "wait", "--for=condition=Ready", "node/node1", "--timeout=5s")
+
+
+def test_a_cluster_that_is_to_end_while_a_part_of_it_starts_ends(line):
+    """Its keeper is asked to end between the fork and the exec of a part that it starts again."""
+    cluster = line.cluster
+    part = f"{cluster.plan.state}/pids/kube-scheduler"
+    with open(part, encoding="ascii") as source:
+        pid = int(source.read())
+    cluster.switch_off("kube-scheduler", pid)
+    written = os.stat(part).st_mtime_ns
+    cluster.switch_on("kube-scheduler")
+    wait_for(lambda: _forked(cluster.keeper) or os.stat(part).st_mtime_ns != written, 20, "the keeper starts it", every=0)
+    cluster.down()  # fails where the keeper did
+    assert not os.path.exists(cluster.plan.state)
+    assert f"no cluster named {cluster.plan.name} is up" in line("kubectl", "version", code=1).stderr
+
+
+def test_the_quickstart_on_a_cluster_holds_what_it_claims_and_leaves_nothing():
+    before = machine()
+    done = subprocess.run(["/usr/bin/python3", f"{ROOT}/scripts/quickstart_cluster.py", "--once"], capture_output=True,
+                          text=True, check=False, env={**os.environ, "NODEMESH_BUILD_DIR": meshes.BUILD})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every claim holds; nothing is left" in done.stdout and done.stdout.count("holds: ") >= 6
+    assert not os.path.exists(Plan("quickstart").state)
     assert machine() == before
 
 

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from minicluster import workloads
+from minicluster.api import condition
 from waiting import FACTOR
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -192,6 +193,26 @@ def test_leftovers_are_listed_with_the_command_that_removes_them(cluster, meshct
     said = meshctl.run("uninstall", "--verify", "--wait", "3", code=1)
     assert "left: ConfigMap nodemesh-system/kept\n  remove: kubectl delete configmaps kept -n nodemesh-system" in said
     cluster.kubectl("patch", "configmap", "kept", "-n", NAMESPACE, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+
+
+def test_a_node_that_is_down_holds_uninstall_up_and_leaves_a_doubt_until_it_is_back(cluster, meshctl, image, crds):
+    meshctl.install("--crds", str(crds))
+    node = cluster.node(3)
+    agent, = (pod for pod in cluster.pods("app.kubernetes.io/component=agent", NAMESPACE) if pod.node_name == node.name)
+    node.power_off()
+    try:
+        cluster.wait(lambda: not condition(node.object(), "Ready"), 60, "the API server misses the node")
+        said = meshctl.run("uninstall", "--verify", "--wait", "10", code=1)
+        assert "not gone after 10 s: " in said and f"Node node3 is not ready: bring it back, or `kubectl delete pod {agent.name}" in said
+        cluster.kubectl("delete", "pods", "-n", NAMESPACE, "--all", "--force")
+        said = meshctl.run("uninstall", "--verify", code=1)
+        assert "in doubt: Node node3: the node is not ready, so nobody saw its agent end" in said
+        assert "/sys/fs/bpf/nodemesh" in said and "may be left" in said and "verified" not in said
+    finally:
+        node.power_on()
+        node.wait_ready()
+    assert "verified: nothing of nodemesh is left in the API" in meshctl.run("uninstall", "--verify")
+    assert "nodemesh" not in node.run(["ls", "/sys/fs/bpf"]).stdout  # the kernel's memory did not survive the power failure
 
 
 def test_with_helm_and_the_chart_meshctl_drives_helm_and_takes_its_release_away(cluster, meshctl, image, tmp_path):

@@ -1,14 +1,19 @@
 """What goes on while something of the cluster is away: the API server for a minute, with certificates of 30 seconds and
-agents that are restarted in that minute; the controller; an agent's rights; the CRD of WorkloadSlices. Judged by walkers:
-pods that ask servers on other nodes all the time, by new connections and by one that stays."""
+agents that are restarted in that minute; the controller, or the one of its replicas that leads; an agent's rights; the CRD
+of WorkloadSlices; and while the mesh is given another root. Judged by walkers: pods that ask servers on other nodes all the
+time, by new connections and by one that stays."""
 
+import base64
 import json
 import os
 import subprocess
 import time
 
+import certificates
 import prometheus
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from minicluster import workloads
 from minicluster.plan import bracketed
 
@@ -59,7 +64,8 @@ def mesh(cluster, tmp_path_factory):
     values = hybrid if cluster.plan.cgroup == 1 else ["--set", "image.pullPolicy=Never"]
     cluster.apply([workloads.namespace(SHOP, {"istio.io/dataplane-mode": "ambient"})])
     cluster.helm("install", "nodemesh", folder / "nodemesh.tgz", "--namespace", SYSTEM, "--create-namespace", *values,
-                 "--set", "agent.proxy.certificateLifetime=30s")
+                 "--set", "agent.proxy.certificateLifetime=30s,controller.maxCertificateLifetime=30s",
+                 "--set", "controller.rotationOverlap=30s")
     try:
         made = Mesh(cluster)
         made.agents()
@@ -71,7 +77,7 @@ def mesh(cluster, tmp_path_factory):
                                       nodeName=f"node{number}")
             cluster.apply(workloads.pod(f"walker{number}", SHOP, spec, {"role": "walker"}))
         made.walkers = cluster.ready_pods("role=walker", SHOP, count=2)
-        made.servers = servers
+        made.servers, made.began = servers, time.time()
         made.walk_well()
         yield made
     finally:
@@ -252,3 +258,92 @@ def test_while_the_crd_of_slices_is_gone_pods_talk_on_and_agents_say_so(cluster,
     cluster.wait(whole, 60, "every node has slices again")
     mesh.walk_well()
     assert not failures(mesh.walks(begun))
+
+
+def renewed(cluster, mesh, since):
+    """Waits until every certificate that agents hold was signed after `since`."""
+    def young():
+        pages = [mesh.page(agent) for agent in mesh.agents()]
+        return all(pages) and all(sample.value > since + 30 for page in pages
+                                  for sample in page.select("nodemesh_certificate_expiry_seconds"))
+
+    cluster.wait(young, 60, "all certificates are renewed")
+
+
+def lease(cluster):
+    return cluster.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/nodemesh-controller")["spec"]
+
+
+def test_when_the_leader_is_killed_another_replica_judges_policies_and_certificates_are_signed_meanwhile(cluster, mesh):
+    mesh.walk_well()
+    controllers = cluster.ready_pods("app.kubernetes.io/component=controller", SYSTEM, count=2, seconds=90)
+    leader, = (pod for pod in controllers if pod.name == cluster.wait(lambda: lease(cluster)["holderIdentity"], 30, "a leader"))
+    node = next(node for node in cluster.nodes if node.name == leader.node_name)
+    begun = time.time()
+    # Stopped first: what is asked to end gives the Lease up at once, and what kubelet starts again holds it still.
+    node.run(["sh", "-c", 'for p in /proc/[0-9]*; do [ "$(readlink $p/exe)" = /usr/bin/nodemesh-controller ] && '
+              f'grep -q {leader.uid} $p/cgroup && kill -STOP "${{p#/proc/}}" && echo stopped; done; true'])
+    cluster.kubectl("delete", "pod", "-n", SYSTEM, leader.name, "--force", "--grace-period=0")
+    policies = f"/apis/security.istio.io/v1/namespaces/{SHOP}/authorizationpolicies"
+    cluster.apply({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                   "metadata": {"name": "unled", "namespace": SHOP}, "spec": {
+                       "action": "DENY", "rules": [{"from": [{"source": {"ipBlocks": ["10.255.0.0/16"]}}]}]}})
+    # The Lease lasts 15 s, and who waits for it looks every 2 s.
+    cluster.wait(lambda: [one["status"] for one in cluster.api.get(f"{policies}/unled").get("status", {}).get("conditions", [])
+                          if one["type"] == "nodemesh.dev/Accepted"] == ["True"], 25, "the policy is judged")
+    assert lease(cluster)["holderIdentity"] not in ("", leader.name)
+    renewed(cluster, mesh, begun)
+    cluster.ready_pods("app.kubernetes.io/component=controller", SYSTEM, count=2, seconds=90)
+    mesh.walk_well()
+    assert not failures(mesh.walks(begun))
+    cluster.api.request("DELETE", f"{policies}/unled")
+
+
+def test_a_root_that_is_plugged_in_takes_over_under_load_and_no_request_fails(cluster, mesh, tmp_path):
+    mesh.walk_well()
+    # The connections that stay have outlived the certificates that they were made with.
+    opened = max([mesh.began, *(walk[3] for walk in failures(mesh.walks(0)))])
+    cluster.wait(lambda: time.time() > opened + 35, 40, "their certificates have ended")
+    begun = time.time()
+
+    def certificate(text):
+        """Of what follows the first -----BEGIN."""
+        body = text.partition("-----END")[0]
+        return x509.load_pem_x509_certificate(f"-----BEGIN{body}-----END CERTIFICATE-----\n".encode())
+
+    def roots():
+        data = cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/nodemesh-root-cert")["data"]["root-cert.pem"]
+        return {certificate(text).subject for text in data.split("-----BEGIN")[1:]}
+
+    def issuers():
+        """Who signed what the servers' nodes show anybody who connects."""
+        for server in mesh.servers:
+            done = cluster.run(["openssl", "s_client", "-connect", f"{bracketed(server.addresses[0])}:15008",
+                                "-alpn", "h2"], input="", check=False)
+            yield certificate(done.stdout.partition("-----BEGIN")[2]).issuer
+
+    old, = roots()
+    assert set(issuers()) == {old}
+    plugged = certificates.Authority.stranger(tmp_path, "plugged in")
+    new, pem = plugged.certificate.subject, plugged.certificate.public_bytes(serialization.Encoding.PEM).decode()
+    key = plugged.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                    serialization.NoEncryption()).decode()
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cacerts", "namespace": SYSTEM}, "stringData": {
+        "ca-cert.pem": pem, "ca-key.pem": key, "root-cert.pem": pem, "cert-chain.pem": ""}})
+    cluster.wait(lambda: roots() == {old, new}, 40, "both roots are published")
+    assert set(issuers()) == {old}, "the new root signs before everybody trusts it"
+    cluster.wait(lambda: set(issuers()) == {new}, 90, "the new root has signed all certificates")
+    assert roots() == {old, new}
+    mesh.walk_well()
+    assert len(mesh.walks(begun)) > 500 and not failures(mesh.walks(begun))
+    # The old root is trusted for five minutes more, for clocks that differ: here they end now.
+    path = f"/api/v1/namespaces/{SYSTEM}/secrets/nodemesh-ca"
+    assert "retired-until" in cluster.api.get(path)["data"]
+    ended = base64.b64encode(b"2020-01-01T00:00:00Z").decode()
+    cluster.api.raw("PATCH", path, {"data": {"retired-until": ended}}, "application/merge-patch+json")
+    cluster.wait(lambda: roots() == {new}, 40, "the old root is gone")
+    renewed(cluster, mesh, time.time())
+    mesh.walk_well()
+    # Connections from before the change are proven by the old root alone: they end with it, and are made again.
+    ended = [walk[:3] for walk in failures(mesh.walks(begun))]
+    assert len(ended) == len(set(ended)) and all(kept for _, _, kept in ended), ended

@@ -181,6 +181,13 @@ def refusals(cluster):
     return [line for pod in pods for line in pod.logs().splitlines() if "certificate refused" in line]
 
 
+def refusal_events(cluster, pod, account):
+    """The notes of the Events on a Pod about a certificate for victim's service account that it was refused."""
+    found = cluster.api.get(f"/apis/events.k8s.io/v1/namespaces/{pod.namespace}/events")["items"]
+    return [one["note"] for one in found if one["regarding"].get("uid") == pod.uid and one["type"] == "Warning"
+            and one["reason"] == "CertificateRefused" and f"victim/{account}" in one["note"]]
+
+
 def test_the_authority_refuses_other_audiences_and_identities_that_have_no_pod_on_the_callers_node(cluster, mesh, victim):
     agent = mesh.agents()[0]
     ca = Authority(cluster, agent)
@@ -204,6 +211,11 @@ def test_the_authority_refuses_other_audiences_and_identities_that_have_no_pod_o
         assert refused.value.code == 16 and reason not in refused.value.message and identity not in refused.value.message
         cluster.wait(lambda reason=reason, identity=identity, before=before: len(
             [line for line in refusals(cluster) if reason in line and identity in line]) > before, 20, f"{reason} is logged")
+    # Who asked for what it may not have sees it by `kubectl describe`; whom a bad token names is not accused.
+    for caller, account in ((agent, "elsewhere"), (villain, "default")):
+        cluster.wait(lambda caller=caller, account=account: refusal_events(cluster, caller, account), 20, "an Event on it")
+        assert "CertificateRefused" in cluster.kubectl("describe", "pod", "-n", caller.namespace, caller.name)
+    assert not refusal_events(cluster, agent, "default")
     cluster.delete("pod", "elsewhere", namespace="victim")
 
 

@@ -181,6 +181,22 @@ TEST_CASE_FIXTURE(Fixture, "a verified leaf is remembered, until it expires or t
   CHECK(judge(issued) == Reason::PEER_CERT_INVALID);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "an open connection outlives its certificate when roots are added, not when its own go") {
+  auto issued = ca.issue({.uris = {web()}, .not_after = clock.time + 60s});
+  auto known = verifier.verify(issued.leaf.get(), nullptr, PeerRole::client);
+  REQUIRE(known);
+  clock.time += 3600s;
+  test::TestCa other("other root");
+  verifier.set_trust(*TrustBundle::from_pem(ca.root_pem() + other.root_pem()));
+  CHECK(verifier.verify_again(**known, issued.leaf.get(), nullptr, PeerRole::client));
+  CHECK(judge(issued) == Reason::PEER_CERT_INVALID);  // a new one it does not make
+  verifier.set_trust(other.trust());
+  CHECK_FALSE(verifier.verify_again(**known, issued.leaf.get(), nullptr, PeerRole::client));
+  verifier.set_trust(nullptr);
+  CHECK_FALSE(verifier.verify_again(**known, issued.leaf.get(), nullptr, PeerRole::client));
+}
+
 TEST_CASE("the memory of verified leaves is bounded") {
   At clock;
   test::TestCa ca;

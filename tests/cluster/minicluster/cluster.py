@@ -240,7 +240,7 @@ class Cluster:
             cls._follow(process, say)
         except BaseException:
             process.terminate()
-            process.wait(60)
+            process.wait(2 * keeper.ENDING)
             raise
         made = cls(plan.name)
         made._keeper_process = process
@@ -277,10 +277,12 @@ class Cluster:
         if self._keeper_process:
             if self._keeper_process.stdin:
                 self._keeper_process.stdin.close()
-            code = self._keeper_process.wait(60)
+            code = self._keeper_process.wait(2 * keeper.ENDING)
+            if os.path.exists(self.plan.state):  # it failed to remove it, or was killed
+                self.sweep(self.plan.name)
             if code != 0:
-                raise RuntimeError(f"the keeper of {self.plan.name} ended with {code}: see {keeper.FAILURE}")
-        wait_for(lambda: not os.path.exists(self.plan.state), 60, f"{self.plan.state} is gone", every=0.1)
+                raise RuntimeError(f"the keeper of {self.plan.name} ended with {code}")
+        wait_for(lambda: not os.path.exists(self.plan.state), 2 * keeper.ENDING, f"{self.plan.state} is gone", every=0.1)
 
     def __enter__(self):
         return self

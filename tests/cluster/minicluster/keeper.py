@@ -30,6 +30,7 @@ from waiting import wait_for
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 PR_SET_PDEATHSIG = 1
 FAILURE = f"{CACHE}/failed"
+ENDING = 60  # seconds that killed processes have; an API server that holds much takes some, on a busy machine
 HERE = os.path.dirname(os.path.abspath(__file__))
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,12 +56,16 @@ class Keeper:
         self.children = {}
         self.parts = {}  # of the control plane: name to command
         self.wire = -1
+        self.asked = False  # to end, by a signal
 
     def say(self, text):
         print(f"{time.monotonic() - self.started:5.1f} s  {text}", flush=True)
 
     def check(self):
-        """Raises Stop if the owner is gone."""
+        """Raises Stop if the owner is gone or a signal came. The signal's handler does not: in the middle of a start it would
+        lose the child, which then nobody collects, and process 1 would wait for that for ever."""
+        if self.asked:
+            raise Stop("it was asked to")
         if self.owned and select.select([0], [], [], 0)[0] and not os.read(0, 1):
             raise Stop("its owner ended")
 
@@ -239,7 +244,8 @@ class Keeper:
         text = text.replace("ADDRESSES", json.dumps(addresses)).replace("ADDRESS", addresses[0])
         text = text.replace("FAMILIES", json.dumps([f"IPv{family}" for family in plan.families]))
         subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=True, stdout=subprocess.DEVNULL,
-                       env={**os.environ, "KUBECONFIG": plan.kubeconfig(), "KUBECACHEDIR": f"{plan.state}/kubectl"})
+                       env={**os.environ, "KUBECONFIG": plan.kubeconfig(), "KUBECACHEDIR": f"{plan.state}/kubectl"},
+                       timeout=60)
 
     def stay(self, wakeup):
         """Until the end: collects children, boots nodes when asked. Who waited for the start may be gone from now on."""
@@ -248,10 +254,11 @@ class Keeper:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         while True:
-            readable, _, _ = select.select([wakeup, 0] if self.owned else [wakeup], [], [])
             self.check()
+            readable, _, _ = select.select([wakeup, 0] if self.owned else [wakeup], [], [])
             if wakeup in readable:
                 numbers = os.read(wakeup, 100)
+                self.check()
                 for name, child in list(self.children.items()):
                     if child.returncode is None and child.poll() is not None:
                         self.say(f"{name} ended with {child.returncode}")
@@ -259,24 +266,36 @@ class Keeper:
                     self.start_what_is_off()
 
     def end(self):
-        """Removes every trace; what is left over is said and fails."""
+        """Removes every trace; a process that does not end fails it, but keeps nothing else from going."""
+        late = []
         if "init" in self.children:
             self.children["init"].kill()
+            until = time.monotonic() + ENDING
             # Process 1 stays until all others are collected, which those started here are by this process.
-            for _, child in sorted(self.children.items(), key=lambda item: item[0] == "init"):
-                child.wait(30)
+            for name, child in sorted(self.children.items(), key=lambda item: item[0] == "init"):
+                try:
+                    child.wait(max(1.0, until - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    late.append(f"{name} ({child.pid})")
+        if late:
+            self.say(f"killed, and not ended after {ENDING} s: {', '.join(late)}; the logs are in {FAILURE}")
+            _save_logs(self.plan)
         remove(self.plan)
+        if late:
+            raise RuntimeError("processes that were killed did not end")
 
 
 def remove(plan):
-    """Removes what a cluster without a keeper left behind: processes, cgroups, files."""
-    for mount, is_cgroup2 in hierarchies():
-        group = f"{mount}/{plan.group}"
-        if os.path.isdir(group):
-            if is_cgroup2:
-                cgroups.kill(group)
-            cgroups.remove(group)
-    shutil.rmtree(plan.state, ignore_errors=False)
+    """Removes what a cluster without a keeper left behind: processes, cgroups, and files whatever becomes of the rest."""
+    try:
+        for mount, is_cgroup2 in sorted(hierarchies(), key=lambda one: not one[1]):  # who is killed leaves the others too
+            group = f"{mount}/{plan.group}"
+            if os.path.isdir(group):
+                if is_cgroup2:
+                    cgroups.kill(group)
+                cgroups.remove(group)
+    finally:
+        shutil.rmtree(plan.state, ignore_errors=False)
 
 
 def lock(plan):
@@ -291,32 +310,39 @@ def lock(plan):
 
 
 def main(plan, owned):
-    def stop(*_):
-        raise Stop("it was asked to")
-
     wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    keeper = Keeper(plan, owned)
+
+    def stop(*_):
+        keeper.asked = True
+
     for number, handler in ((signal.SIGTERM, stop), (signal.SIGINT, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN),
                             (signal.SIGUSR1, lambda *_: None), (signal.SIGCHLD, lambda *_: None)):
         signal.signal(number, handler)
     os.environ["PATH"] = f"{binaries.BIN}:{os.environ['PATH']}"
     held = lock(plan)
     plan.save()
-    keeper = Keeper(plan, owned)
     try:
         keeper.up()
         keeper.stay(wakeup)
     except Stop as reason:
         keeper.say(f"going down: {reason}")
     except BaseException:
-        shutil.rmtree(FAILURE, ignore_errors=True)
-        shutil.copytree(f"{plan.state}/log", FAILURE)
+        _save_logs(plan)
         keeper.say(f"failed; the logs are in {FAILURE}")
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        keeper.end()
-        os.close(held)
+        try:
+            keeper.end()
+        finally:
+            os.close(held)
+
+
+def _save_logs(plan):
+    shutil.rmtree(FAILURE, ignore_errors=True)
+    shutil.copytree(f"{plan.state}/log", FAILURE)
 
 
 if __name__ == "__main__":
