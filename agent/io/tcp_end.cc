@@ -13,13 +13,9 @@ Result<> TcpEnd::adopt(Fd fd) {
   return reactor_.add(fd_.get(), *this);
 }
 
-int TcpEnd::connect(Fd fd, const SockAddr& to, const SockAddr* from, int family) {
+int TcpEnd::connect(Fd fd, const SockAddr& to, int family) {
   if (family == AF_INET && !to.ip.is_v4()) return EAFNOSUPPORT;
   sockaddr_storage native;
-  if (from != nullptr) {
-    socklen_t size = from->to_native(native, family);
-    if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&native), size) != 0) return errno;
-  }
   socklen_t size = to.to_native(native, family);
   int result = ::connect(fd.get(), reinterpret_cast<sockaddr*>(&native), size);
   if (result != 0 && errno != EINPROGRESS) return errno;

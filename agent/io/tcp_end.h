@@ -53,10 +53,9 @@ class TcpEnd final : private EventHandler {
 
   // Takes over a connected non-blocking socket.
   Result<> adopt(Fd fd);
-  // Takes over a fresh non-blocking socket and connects it to `to`, from `from` if that is set (port 0: any).
-  // Returns 0 when it is connected already (usual on this node), EINPROGRESS when on_connected follows, else
-  // an errno.
-  int connect(Fd fd, const SockAddr& to, const SockAddr* from, int family);
+  // Takes over a fresh non-blocking socket and connects it to `to`. Returns 0 when it is connected already
+  // (usual on this node), EINPROGRESS when on_connected follows, else an errno.
+  int connect(Fd fd, const SockAddr& to, int family);
 
   bool is_open() const { return static_cast<bool>(fd_); }
   bool readable() const { return readable_; }

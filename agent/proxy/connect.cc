@@ -1,13 +1,31 @@
 #include "proxy/connect.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
 
 #include <fmt/format.h>
 
 #include "proxy/worker.h"
 
 namespace nodemesh::proxy {
+namespace {
+
+int borrow_address(int socket, const Addr& client, int family, std::mt19937_64& random, int clashes) {
+  std::uniform_int_distribution<uint16_t> any(kBorrowedPorts.first, kBorrowedPorts.last);
+  for (;; ++clashes) {
+    bool last = clashes >= kMostClashes;
+    sockaddr_storage native;
+    socklen_t size = SockAddr{client, last ? uint16_t{0} : any(random)}.to_native(native, family);
+    if (::bind(socket, reinterpret_cast<sockaddr*>(&native), size) == 0) return 0;
+    if (errno != EADDRINUSE || last) return errno;  // in use: the application listens there
+  }
+}
+
+}  // namespace
 
 std::shared_ptr<const std::string> identity_of(const model::Shared<model::Workload>& workload) {
   if (workload == nullptr) return nullptr;
@@ -15,12 +33,14 @@ std::shared_ptr<const std::string> identity_of(const model::Shared<model::Worklo
 }
 
 int connect_application(io::TcpEnd& end, Fd socket, const SockAddr& target, const Addr& client,
-                        const PodState& pod) {
+                        const PodState& pod, std::mt19937_64& random, int clashes) {
   // A pod that calls itself through a Service keeps its own address; binding it would clash with its sockets.
   bool borrow = pod.info.source_kept && client.is_v4() == target.ip.is_v4() && client != target.ip &&
                 !client.is_loopback() && !client.is_unspecified();
-  SockAddr from{client, 0};
-  return end.connect(std::move(socket), target, borrow ? &from : nullptr, pod.family);
+  if (borrow) {
+    if (int error = borrow_address(socket.get(), client, pod.family, random, clashes)) return error;
+  }
+  return end.connect(std::move(socket), target, pod.family);
 }
 
 bool is_own_listener(const PodState& pod, const SockAddr& target) {

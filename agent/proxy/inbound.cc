@@ -221,7 +221,9 @@ void TunnelSession::stop_waiting() {
 
 void TunnelSession::on_socket(Fd socket) {
   waiting_ = false;
-  int error = connect_application(relay_.tcp, std::move(socket), record_.dst, record_.src.ip, pod_);
+  int error = connect_application(relay_.tcp, std::move(socket), record_.dst, record_.src.ip, pod_,
+                                  worker_.random, port_clashes_);
+  if (error == EADDRNOTAVAIL && port_clashes_++ < kMostClashes) return connect();
   if (error != EINPROGRESS) return on_relay_connected(error);
   timer_.arm(worker_.reactor, kConnectTimeout);
 }
@@ -280,6 +282,10 @@ void PlaintextSession::run() {
   if (auto allowed = authorise(); !allowed) return abort(allowed.error());
   if (is_own_listener(pod_, record_.dst))
     return abort({Reason::LOOP, "the destination is a listener of the mesh"});
+  connect();
+}
+
+void PlaintextSession::connect() {
   waiting_ = true;
   Fd socket = pod_.stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
   if (socket) return on_socket(std::move(socket));
@@ -288,7 +294,9 @@ void PlaintextSession::run() {
 
 void PlaintextSession::on_socket(Fd socket) {
   waiting_ = false;
-  int error = connect_application(relay_.server, std::move(socket), record_.dst, record_.src.ip, pod_);
+  int error = connect_application(relay_.server, std::move(socket), record_.dst, record_.src.ip, pod_,
+                                  worker_.random, port_clashes_);
+  if (error == EADDRNOTAVAIL && port_clashes_++ < kMostClashes) return connect();
   if (error != EINPROGRESS) return on_relay_connected(error);
   timer_.arm(worker_.reactor, kConnectTimeout);
 }

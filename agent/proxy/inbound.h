@@ -91,6 +91,7 @@ class PlaintextSession final : public InboundSession, private RelayOwner, privat
  private:
   PlaintextSession(Worker& worker, PodState& pod, Accepted accepted);
   void run();
+  void connect();
   void stop_waiting();
   void on_socket(Fd socket) override;
   void on_no_socket(const Error& error) override { abort(error); }

@@ -215,8 +215,12 @@ void OutboundSession::connect_same_node() {
   timer_.arm(worker_.reactor, kConnectTimeout);
   relay_.emplace<TcpRelay>(worker_.reactor, worker_.buffers, record_, static_cast<RelayOwner&>(*this),
                            &pod_.held_bytes);
+  take_application_socket(*server);
+}
+
+void OutboundSession::take_application_socket(PodState& server) {
   waiting_socket_ = true;
-  Fd socket = server->stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
+  Fd socket = server.stock.take(warden::SocketKind::in, worker_.reactor.now(), this);
   if (socket) on_socket(std::move(socket));
 }
 
@@ -237,9 +241,11 @@ void OutboundSession::on_socket(Fd socket) {
   if (transport_ == Transport::same_node) {
     PodState* server = worker_.find_pod(server_cookie_);
     if (server == nullptr) return fail({Reason::POD_GONE, "the server pod is gone"});
-    error = connect_application(relay.server, std::move(socket), target_, record_.src.ip, *server);
+    error = connect_application(relay.server, std::move(socket), target_, record_.src.ip, *server,
+                                worker_.random, port_clashes_);
+    if (error == EADDRNOTAVAIL && port_clashes_++ < kMostClashes) return take_application_socket(*server);
   } else {
-    error = relay.server.connect(std::move(socket), target_, nullptr, pod_.family);
+    error = relay.server.connect(std::move(socket), target_, pod_.family);
   }
   if (error != EINPROGRESS) on_relay_connected(error);
 }

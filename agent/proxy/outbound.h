@@ -37,6 +37,7 @@ class OutboundSession final : public Session,
   bool hand_over(const OutboundDecision& decided);
   void connect(const OutboundDecision& decided);
   void connect_same_node();
+  void take_application_socket(PodState& server);
   void connect_passthrough();
   void connect_hbone();
   // Nothing is known of the server yet: dials whoever may be there, and goes another way as soon as a

@@ -67,6 +67,7 @@ class Session {
   PodState& pod_;
   telemetry::Record record_;
   milliseconds idle_limit_;
+  int port_clashes_ = 0;  // source ports that were in use when we connected to the application
 
  private:
   friend class SessionList;

@@ -74,7 +74,10 @@ Result<> set_towards_application(int fd, bool ipv6) {
       !ok) {
     return ok;
   }
-  return set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT");
+  if (auto ok = set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT"); !ok) return ok;
+  // Connections to several ports may share a source port, as the kernel's own choice would have it; and an
+  // application that sets the same may listen there.
+  return set(fd, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
 }
 
 Result<> bind_ephemeral(int fd, bool ipv6) {

@@ -58,6 +58,17 @@ def test_an_application_may_bind_its_port_anew_while_connections_from_outside_ar
         process.stop()
 
 
+def test_a_borrowed_address_comes_with_a_port_that_the_client_does_not_use_itself(mesh):
+    server = programs.podtool(mesh.server, 9001, "echo")
+    clients = (mesh.outsider, mesh.client, mesh.other)  # plaintext, HBONE, the same node
+    for client in clients:
+        assert client.tool("many", mesh.server.ipv4, 9001, 20)["outcomes"] == {"ok": 20, "unanswered": 0}
+    seen = [event["peer"].rpartition(":") for event in programs.events(server, "accept")]
+    assert {address.strip("[]").removeprefix("::ffff:") for address, _, _ in seen} == {client.ipv4 for client in clients}
+    assert all(10240 <= int(port) <= 32767 for _, _, port in seen)
+    server.stop()
+
+
 class Proxy:
     """A proxy of our own on the warden's channel, which does nothing but say what it is told to."""
 

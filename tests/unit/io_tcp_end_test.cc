@@ -81,7 +81,7 @@ TEST_CASE("a server that speaks and ends before our connect is noticed loses nei
   Reactor reactor;
   Owner owner(reactor);
   Listening listening;
-  REQUIRE(owner.end->connect(socket_v4(), listening.addr, nullptr, AF_INET) == EINPROGRESS);
+  REQUIRE(owner.end->connect(socket_v4(), listening.addr, AF_INET) == EINPROGRESS);
   Fd server = listening.accept();
   send_all(server, "220 hello");
   server.reset();
@@ -139,7 +139,7 @@ TEST_CASE("bytes and an end written before there is a socket follow the connect,
   Owner owner(reactor);
   Listening listening;
   CHECK(owner.write("early ") == 0);
-  int result = owner.end->connect(socket_v4(), listening.addr, nullptr, AF_INET);
+  int result = owner.end->connect(socket_v4(), listening.addr, AF_INET);
   CHECK((result == 0 || result == EINPROGRESS));
   owner.write("words");
   owner.end->end_write();
@@ -155,7 +155,7 @@ TEST_CASE("an end alone, asked for before there is a socket, follows the connect
   Owner owner(reactor);
   Listening listening;
   owner.end->end_write();
-  owner.end->connect(socket_v4(), listening.addr, nullptr, AF_INET);
+  owner.end->connect(socket_v4(), listening.addr, AF_INET);
   Fd server = listening.accept();
   Received received;
   turn_until(reactor, [&] { return received.take(server), received.ended; });
@@ -169,7 +169,7 @@ TEST_CASE("a refused connect says so, at once or later") {
     Listening gone;
     nobody = gone.addr;
   }
-  int result = owner.end->connect(socket_v4(), nobody, nullptr, AF_INET);
+  int result = owner.end->connect(socket_v4(), nobody, AF_INET);
   if (result == EINPROGRESS) {
     turn_until(reactor, [&] { return owner.connected != -1; });
     result = owner.connected;
@@ -180,7 +180,7 @@ TEST_CASE("a refused connect says so, at once or later") {
 TEST_CASE("an IPv6 destination is not squeezed into an IPv4 socket") {
   Reactor reactor;
   Owner owner(reactor);
-  CHECK(owner.end->connect(socket_v4(), *SockAddr::parse("[fd00::7f00:1]:80"), nullptr, AF_INET) ==
+  CHECK(owner.end->connect(socket_v4(), *SockAddr::parse("[fd00::7f00:1]:80"), AF_INET) ==
         EAFNOSUPPORT);
 }
 
@@ -229,7 +229,7 @@ TEST_CASE("no call comes after close, not even for work that was put off to late
   Reactor reactor;
   Owner owner(reactor);
   Listening listening;
-  REQUIRE(owner.end->connect(socket_v4(), listening.addr, nullptr, AF_INET) == EINPROGRESS);
+  REQUIRE(owner.end->connect(socket_v4(), listening.addr, AF_INET) == EINPROGRESS);
   owner.write("kept until connected");
   owner.close_when_connected = true;
   turn_until(reactor, [&] { return owner.connected == 0; });
@@ -246,7 +246,7 @@ TEST_CASE("an end whose socket another process still holds hears nothing after i
   Fd socket = socket_v4();
   Fd copy(::dup(socket.get()));
   auto owner = std::make_unique<Owner>(reactor);
-  owner->end->connect(std::move(socket), listening.addr, nullptr, AF_INET);
+  owner->end->connect(std::move(socket), listening.addr, AF_INET);
   Fd server = listening.accept();
   turn_until(reactor, [&] { return owner->connected == 0; });
   owner.reset();

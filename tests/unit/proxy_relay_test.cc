@@ -355,7 +355,7 @@ TEST_CASE("bytes and the end that a client sends before the server's application
   CHECK(tunnel.far.done == 0);
   // Only now there is a socket, and it still has to connect.
   Listening application;
-  int result = tunnel.far.relay->tcp.connect(socket_v4(), application.addr, nullptr, AF_INET);
+  int result = tunnel.far.relay->tcp.connect(socket_v4(), application.addr, AF_INET);
   CHECK((result == 0 || result == EINPROGRESS));
   tunnel.server = application.accept();
   tunnel.answer();
