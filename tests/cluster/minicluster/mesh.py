@@ -18,6 +18,7 @@ from minicluster.plan import bracketed
 
 NAMESPACE = "nodemesh-system"
 LABEL = "istio.io/dataplane-mode"
+AGENT = f"system:serviceaccount:{NAMESPACE}:nodemesh-agent"
 PROFILES = f"{binaries.ROOT}/charts/nodemesh/profiles"
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{binaries.ROOT}/build/release"
 
