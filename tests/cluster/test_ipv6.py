@@ -4,10 +4,8 @@ have cgroup v2 alone: agents are told nothing of their cgroups. One CRD of Istio
 import json
 
 import pytest
-import yaml
 from minicluster import workloads
-from minicluster.api import condition
-from minicluster.mesh import LABEL, Mesh, Wires, ask
+from minicluster.mesh import LABEL, Mesh, Wires, ask, crd, foreign_crd
 from minicluster.plan import bracketed
 
 
@@ -18,19 +16,7 @@ def cluster(ipv6_cluster):
 
 @pytest.fixture(scope="module")
 def foreign(cluster, chart):
-    """One of the chart's CRDs as somebody else has installed it: with a label and a description of their own."""
-    crds = yaml.safe_load_all(cluster.helm("show", "crds", chart))
-    thing, = (one for one in crds if one and one["metadata"]["name"] == "peerauthentications.security.istio.io")
-    thing["metadata"]["labels"] = {"owner": "somebody-else"}
-    thing["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["description"] = "theirs"
-    cluster.apply(thing)
-    return cluster.wait(lambda: established(cluster), 30, "the CRD is served")
-
-
-def established(cluster):
-    """What is in the API server of that CRD, once it is served; else None."""
-    thing = cluster.api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/peerauthentications.security.istio.io")
-    return thing if condition(thing, "Established") else None
+    return foreign_crd(cluster, cluster.helm("show", "crds", chart))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +94,7 @@ def test_uninstall_leaves_nothing_and_somebody_elses_crd_as_it_was(cluster, mesh
     mesh.uninstall()
     assert mesh.left_behind() == []
     assert cluster.kubectl("get", "crds", "-o", "name").split() == [name for name in names if "nodemesh" not in name]
-    assert established(cluster) == foreign
+    assert crd(cluster) == foreign
     one, other = cluster.ready_pods("app=echo", "shop", count=2)
     with Wires(cluster, [one, other]) as wires:
         assert ask(one, f"http://{bracketed(other.ipv6)}:8080/plainly")["pod"] == other.name
