@@ -65,9 +65,35 @@ bool is_daemon_of(const Json& daemon, std::string_view name) {
          text_of(daemon, "metadata", "labels", "k8s-app") == name;
 }
 
+// The first node that has both an agent and a pod of the DaemonSet; "" where none has.
+std::string shared_node(const Cluster& cluster, const Json& daemon) {
+  auto agents = agents_by_node(cluster);
+  const auto& selector = json_at(daemon, "spec", "selector");
+  for (const auto& pod : cluster.facts.all("pods")) {
+    if (ns_of(pod) != ns_of(daemon) || is_finished_pod(pod) || !selected_by(selector, labels_of(pod)))
+      continue;
+    if (auto node = node_of(pod); agents.contains(node)) return node;
+  }
+  return "";
+}
+
 void ztunnel_runs(const Cluster& cluster, Found& found) {
+  const auto* ours = controller(cluster);
+  bool together = ours != nullptr && has_flag(*ours, "--interop-istio");
   for (const auto& daemon : cluster.facts.all("daemonsets")) {
     if (!is_daemon_of(daemon, "ztunnel")) continue;
+    auto node = together ? shared_node(cluster, daemon) : "";
+    if (together && node.empty()) continue;
+    if (together) {
+      found(name_of(daemon),
+            fmt::format("node {} has both Istio's ztunnel and a nodemesh agent, which take the same pods",
+                        node),
+            fmt::format(
+                "interop.istio is for ztunnels on other nodes: keep one of them off {} by nodeSelector or "
+                "affinity, `kubectl edit daemonset {} -n {}`",
+                node, text_of(daemon, "metadata", "name"), ns_of(daemon)));
+      continue;
+    }
     found(name_of(daemon), "Istio's ztunnel runs here: both would take the pods of a labelled namespace",
           fmt::format(
               "uninstall ambient first: `istioctl uninstall --purge`, or `kubectl delete daemonset {} -n {}`",
@@ -320,8 +346,10 @@ const Check kChecks[] = {
      error,
      When::always,
      "Istio's ztunnel runs",
-     "Two meshes would take the same pods by the same label. Uninstall ambient first.",
-     {"daemonsets"},
+     "Two meshes would take the same pods by the same label. Uninstall ambient first, or with interop.istio "
+     "run "
+     "each on nodes of its own.",
+     {"daemonsets", "deployments", "pods"},
      ztunnel_runs},
     {"NM1006",
      warning,

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -186,8 +187,11 @@ void Warden::follow_proxy() {
 // As long as the opener is in it, the runtime cannot remove the cgroup of a container that has ended.
 void Warden::leave_dead_proxy() {
   if (!options_.find_proxy || !proxies_.empty() || opener_.cgroup() != proxy_cgroup_) return;
-  if (!has_others(proxy_cgroup_, opener_.child()))
-    check(opener_.move(options_.own_cgroup), "moving the opener out of the proxy's cgroup");
+  if (has_others(proxy_cgroup_, opener_.child())) return;
+  auto moved = opener_.move(options_.own_cgroup);
+  check(moved, "moving the opener out of the proxy's cgroup");
+  // The runtime may have tried in vain meanwhile, and does so once only.
+  if (moved) ::rmdir(proxy_cgroup_.c_str());
 }
 
 void Warden::on_returned(Proxy& proxy, const ReturnListeners& returned, std::vector<Fd> descriptors) {

@@ -187,6 +187,20 @@ def test_every_flag_that_the_chart_gives_is_one_of_its_programs(helm, more):
     assert seen > 20
 
 
+@pytest.mark.parametrize("more", [(), ("--set", "ca.address=istiod.istio-system.svc:15012"), EVERYTHING])
+def test_the_notes_name_the_next_three_commands_on_what_is_installed(helm, more, tmp_path):
+    said = helm.notes(tmp_path / "chart", *more, namespace="mesh-of-mine")
+    things = [thing for thing in yaml.safe_load_all(helm.text(*more, namespace="mesh-of-mine")) if thing]
+    agents, = (thing["metadata"]["name"] for thing in things if thing["kind"] == "DaemonSet")
+    assert re.findall(r"^  (\S.*)$", said, re.MULTILINE) == [
+        f"kubectl rollout status daemonset/{agents} -n mesh-of-mine",
+        "kubectl label namespace default istio.io/dataplane-mode=ambient", "helm test mesh -n mesh-of-mine"]
+    assert any(thing["metadata"].get("annotations", {}).get("helm.sh/hook") == "test" for thing in things)
+    for words in re.findall(r"`meshctl ([^`]+)`", said):
+        done = subprocess.run([f"{BUILD}/ctl/meshctl", *words.split(), "--help"], capture_output=True, text=True, check=True)
+        assert f"Usage: meshctl {words} " in done.stdout
+
+
 def test_alerts_and_dashboard_ask_for_metrics_that_the_programs_have(helm):
     rule, = (thing for thing in helm.objects(*EVERYTHING) if thing["kind"] == "PrometheusRule")
     board, = (thing for thing in helm.objects(*EVERYTHING) if thing["metadata"]["name"] == "nodemesh-dashboard")

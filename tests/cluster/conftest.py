@@ -16,7 +16,7 @@ OPEN = []
 def opened(name, **plan):
     """A cluster whose logs are part of the report of a test that fails."""
     mode = int(os.environ.get("NODEMESH_CLUSTER_CGROUP") or default_cgroup())
-    with Cluster.up(Plan(name, cgroup=mode, **plan), owned=True) as made:
+    with Cluster.up(Plan(name, **{"cgroup": mode, **plan}), owned=True) as made:
         OPEN.append(made)
         yield made
         OPEN.remove(made)
@@ -24,19 +24,20 @@ def opened(name, **plan):
 
 @pytest.fixture(scope="module")
 def ipv6_cluster():
-    """Two nodes that know no IPv4."""
-    with opened(f"ipv6-{os.getpid()}", nodes=2, families=(6,)) as made:
+    """Two nodes that know no IPv4, and of cgroups v2 alone, as nodes in production."""
+    with opened(f"ipv6-{os.getpid()}", nodes=2, families=(6,), cgroup=2) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def cluster():
     """Three dual-stack nodes, shared by all tests: a test keeps to a namespace of its own and leaves the nodes on.
-    NODEMESH_CLUSTER_CGROUP=2 gives the nodes cgroup2 alone; NODEMESH_CLUSTER names one that is up already, and stays."""
+    NODEMESH_CLUSTER_CGROUP=2 gives the nodes cgroup2 alone; NODEMESH_CLUSTER names one that is up already, and stays.
+    What agents ask of the API server is in its audit log."""
     if name := os.environ.get("NODEMESH_CLUSTER"):
         yield Cluster(name)
         return
-    with opened(f"test-{os.getpid()}", network_policy=True) as made:
+    with opened(f"test-{os.getpid()}", network_policy=True, audit=meshes.AGENT) as made:
         yield made
 
 

@@ -1,11 +1,15 @@
 """nodemesh on the cluster, by its Helm chart: installed, two labels, traffic judged on the wire, and taken away again.
 The tests stand in the order of a user's day; the last one uninstalls."""
 
+import json
+import re
+import urllib.parse
+
 import pytest
 import yaml
 from load import Load
 from minicluster import workloads
-from minicluster.mesh import LABEL, NAMESPACE, PROFILES, Mesh, ask, wire
+from minicluster.mesh import AGENT, LABEL, NAMESPACE, PROFILES, Mesh, ask, wire
 from minicluster.plan import bracketed
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,10 @@ def test_the_api_server_takes_every_object_of_the_chart(cluster, chart, profile)
 def test_helm_install_gives_ready_agents_on_all_nodes_and_two_controllers(cluster, mesh):
     assert [agent.node_name for agent in mesh.agents()] == ["node1", "node2", "node3"]
     cluster.ready_pods("app.kubernetes.io/component=controller", NAMESPACE, count=2)
-    assert "Phase:          Succeeded" in cluster.helm("test", "nodemesh", "--namespace", NAMESPACE)
+    rollout, label, check = re.findall(r"^  (\S.*)$", cluster.helm("get", "notes", "nodemesh", "-n", NAMESPACE), re.MULTILINE)
+    assert "successfully rolled out" in cluster.run(rollout.split()).stdout
+    assert cluster.run([*label.split(), "--dry-run=server"]).stdout == "namespace/default labeled (server dry run)\n"
+    assert "Phase:          Succeeded" in cluster.run(check.split(), timeout=180).stdout
 
 
 def test_before_any_label_pods_talk_as_if_there_were_no_mesh(cluster, mesh):
@@ -86,6 +93,13 @@ def test_a_service_is_reached_by_name_through_the_mesh(cluster, labelled):
         seen = {ask(labelled[0], "http://echo/by-name")["pod"] for _ in range(30)}
     assert seen == {pod.name for pod in labelled}
     capture.report().require_hbone_only()
+
+
+def test_slices_are_listed_by_their_short_name_with_node_and_whether_they_are_all(cluster, mesh, labelled):
+    head, *rows = [line.split() for line in cluster.kubectl("get", "wls").splitlines()]
+    assert head == ["NAME", "NODE", "COMPLETE", "AGE"]
+    assert {tuple(row[:3]) for row in rows if row[0].endswith("-0")} == {(f"node{n}-0", f"node{n}", "true") for n in (1, 2, 3)}
+    assert all(len(row) >= 3 and row[0].startswith(row[1]) for row in rows)
 
 
 def test_strict_refuses_strangers_while_kubelets_probes_and_the_mesh_go_on(cluster, mesh, labelled):
@@ -194,6 +208,35 @@ def test_upgrade_with_other_values_replaces_every_agent_and_no_connection_under_
             for server in pods:
                 assert cluster.wait(lambda client=client, server=server: ask(client, f"http://{server.ipv4}:8080/"), 30)
     capture.report().require_hbone_only()
+
+
+def test_nothing_that_the_chart_owns_was_changed_since_but_by_helm(cluster, mesh, labelled):
+    """What a GitOps controller would see: no difference, and no field of anybody else's but in a status."""
+    text = cluster.helm("get", "manifest", "nodemesh", "-n", NAMESPACE)
+    done = cluster.run([f"{cluster.bin}/kubectl", "diff", "-n", NAMESPACE, "-f", "-"], input=text, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    things = json.loads(cluster.kubectl("get", "-n", NAMESPACE, "-f", "-", "-o", "json", "--show-managed-fields", input=text))["items"]
+    writers = {(thing["kind"], one["manager"]) for thing in things for one in thing["metadata"]["managedFields"]
+               if one.get("subresource") != "status"}
+    assert len(things) > 15 and {kind for kind, writer in writers if writer == "helm"} == {thing["kind"] for thing in things}
+    # its word on which revision of a template is in use
+    assert {one for one in writers if one[1] != "helm"} <= {("Deployment", "kube-controller-manager")}
+
+
+def test_no_agent_ever_asked_for_pods_of_another_node(cluster, mesh, labelled):
+    """By the API server's audit log, over all that this cluster has seen."""
+    if cluster.plan.audit != AGENT:
+        pytest.skip("this cluster keeps no audit log of agents")
+    asked = set()
+    with open(f"{cluster.plan.state}/log/audit.log", encoding="utf-8") as log:
+        for event in map(json.loads, log):
+            if event.get("objectRef", {}).get("resource") == "pods" and event["verb"] in ("list", "watch"):
+                assert event["user"]["username"] == AGENT
+                node, = event["user"]["extra"]["authentication.kubernetes.io/node-name"]
+                words = urllib.parse.parse_qs(urllib.parse.urlsplit(event["requestURI"]).query)
+                assert words.get("fieldSelector") == [f"spec.nodeName={node}"], event["requestURI"]
+                asked.add(node)
+    assert asked == {node.name for node in cluster.nodes}
 
 
 def test_helm_uninstall_leaves_nothing_of_the_mesh_and_pods_talk_plainly(cluster, mesh):

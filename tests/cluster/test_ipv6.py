@@ -1,8 +1,11 @@
-"""The main path on a cluster that knows no IPv4: pods, Services, nodes, API server and certificate authority."""
+"""The main path on a cluster that knows no IPv4 (pods, Services, nodes, API server and certificate authority) and whose nodes
+have cgroup v2 alone: agents are told nothing of their cgroups. One CRD of Istio's is somebody else's."""
+
+import json
 
 import pytest
 from minicluster import workloads
-from minicluster.mesh import LABEL, Mesh, Wires, ask
+from minicluster.mesh import LABEL, Mesh, Wires, ask, crd, foreign_crd
 from minicluster.plan import bracketed
 
 
@@ -12,7 +15,12 @@ def cluster(ipv6_cluster):
 
 
 @pytest.fixture(scope="module")
-def mesh(cluster, chart, image):
+def foreign(cluster, chart):
+    return foreign_crd(cluster, cluster.helm("show", "crds", chart))
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster, chart, image, foreign):
     with Mesh.installed(cluster, chart, image) as made:
         yield made
 
@@ -26,6 +34,13 @@ def pods(cluster, mesh):
                    workloads.namespace("street"), *workloads.echo("passer", "street", replicas=1)])
     cluster.ready_pods("app=passer", "street")
     return cluster.ready_pods("app=echo", "shop", count=2)
+
+
+def test_the_nodes_have_cgroup_v2_alone_and_agents_run_without_leave_for_anything_else(cluster, mesh):
+    for node in cluster.nodes:
+        assert node.run(["stat", "-fc", "%T", "/sys/fs/cgroup"]).stdout == "cgroup2fs\n"
+    for agent in mesh.agents():
+        assert "--allow-hybrid" not in json.dumps(agent.object["spec"])
 
 
 def test_one_label_makes_everything_between_nodes_mutual_tls(cluster, mesh, pods):
@@ -73,9 +88,13 @@ def test_strict_refuses_strangers_and_lets_probes_pass(cluster, mesh, pods):
     assert all(pod.restarts == 0 for pod in cluster.ready_pods("app=echo", "shop", count=2))
 
 
-def test_uninstall_leaves_nothing(cluster, mesh, pods):
+def test_uninstall_leaves_nothing_and_somebody_elses_crd_as_it_was(cluster, mesh, pods, foreign):
+    names = cluster.kubectl("get", "crds", "-o", "name").split()
+    assert len([name for name in names if name.endswith(".istio.io")]) > 1, "those that were absent were installed"
     mesh.uninstall()
     assert mesh.left_behind() == []
+    assert cluster.kubectl("get", "crds", "-o", "name").split() == [name for name in names if "nodemesh" not in name]
+    assert crd(cluster) == foreign
     one, other = cluster.ready_pods("app=echo", "shop", count=2)
     with Wires(cluster, [one, other]) as wires:
         assert ask(one, f"http://{bracketed(other.ipv6)}:8080/plainly")["pod"] == other.name

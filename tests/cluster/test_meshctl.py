@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import tarfile
 
@@ -99,6 +100,18 @@ def test_a_user_with_the_documented_rights_asks_every_node_through_the_api_serve
     version = observer.json("version")
     assert [row["node"] for row in version["items"]] == NODES and len(version["controllers"]) == 2
     assert not version["skew"]
+
+
+def test_kubectl_runs_it_as_its_plugin_mesh(cluster, admin, tmp_path):
+    (tmp_path / "kubectl-mesh").symlink_to(os.path.abspath(MESHCTL))
+
+    def kubectl(*words):
+        return cluster.run(["kubectl", "mesh", *words], env={"PATH": f"{tmp_path}:{cluster.environment()['PATH']}"}, check=False)
+
+    done = kubectl("status")
+    assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()[1:4]] == NODES, done
+    wrong = kubectl("status", "--no-such-flag")
+    assert wrong.returncode == 2 and "`kubectl mesh status" in wrong.stderr
 
 
 def test_a_client_certificate_reaches_the_agents_as_a_token_does(cluster, admin):

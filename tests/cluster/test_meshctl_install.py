@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from minicluster import workloads
 from minicluster.api import condition
+from minicluster.mesh import crd, foreign_crd
 from waiting import FACTOR
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -69,7 +70,12 @@ def crds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(cluster, meshctl, image, crds):
+def foreign(cluster, crds):
+    return foreign_crd(cluster, crds.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def installed(cluster, meshctl, image, crds, foreign):
     return meshctl.install("--crds", str(crds))
 
 
@@ -172,7 +178,7 @@ def test_an_upgrade_mends_what_is_gone_and_removes_what_the_profile_no_longer_ha
     cluster.wait(lambda: meshctl.check()[0] == {}, 30, lambda: f"a clean check: {meshctl.check()}")
 
 
-def test_uninstall_leaves_nothing_and_says_so(cluster, meshctl, kiosk):
+def test_uninstall_leaves_nothing_and_says_so_and_somebody_elses_crd_as_it_was(cluster, meshctl, kiosk, foreign):
     said = meshctl.run("uninstall", "--verify")
     assert "verified: nothing of nodemesh is left in the API; 3 agents ended by themselves" in said
     for node in cluster.nodes:
@@ -184,6 +190,7 @@ def test_uninstall_leaves_nothing_and_says_so(cluster, meshctl, kiosk):
     ours = cluster.kubectl("get", "secrets,configmaps,leases", "-n", NAMESPACE, "-o", "name", check=False)
     assert "nodemesh" not in ours.replace("kube-root-ca.crt", "")
     assert "NM1201" in meshctl.check()[0]
+    assert crd(cluster) == foreign
 
 
 def test_leftovers_are_listed_with_the_command_that_removes_them(cluster, meshctl):

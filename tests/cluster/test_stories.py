@@ -102,6 +102,40 @@ def test_each_pod_of_a_stateful_set_is_reached_by_its_own_name(cluster, shop, fa
     wires.require_hbone_only()
 
 
+def test_a_network_policy_holds_through_the_mesh_on_one_node_and_between_nodes(cluster, mesh, shop):
+    """It admits reader (node 1) and neighbour (node 2) to steady (node 2), and port 15008 to everybody: a CNI lets tunnels
+    pass, sees nothing of the same-node shortcut, and the mesh has to refuse passenger (node 1) and lodger (node 2)."""
+    cluster.apply([*on("node2", "neighbour"), *on("node2", "lodger"), *on("node1", "passenger")])
+    admitted, refused = ([shop.one(name) for name in names] for names in (("reader", "neighbour"), ("lodger", "passenger")))
+    steady = shop.one("steady")
+
+    def reached(clients):
+        return [ask(client, f"http://{bracketed(getattr(steady, family))}:8080/") is not None
+                for client in clients for family in ("ipv4", "ipv6")]
+
+    def denials():
+        return mesh.count("nodemesh_connections_total", reason="POLICY_NO_ALLOW")
+
+    cluster.wait(lambda: all(reached(admitted + refused)), 30, "everybody reaches steady")
+    cluster.apply({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "guests", "namespace": SPACE},
+                   "spec": {"podSelector": {"matchLabels": {"app": "steady"}}, "ingress": [
+                       {"ports": [{"port": 15008}]}, {"ports": [{"port": "http"}], "from": [{"podSelector": {"matchExpressions": [
+                           {"key": "app", "operator": "In", "values": ["reader", "neighbour"]}]}}]}]}})
+    cluster.wait(lambda: not any(reached(refused)), 30, "the policy is in force")
+    before = denials()
+    with Wires(cluster, [steady]) as wires:
+        assert reached(admitted) == [True] * 4 and reached(refused) == [False] * 4
+    wires.require_hbone_only()
+    assert denials() == {**before, "node2": before["node2"] + 4}
+    lines = [line for line in mesh.log("node2").splitlines() if f"NetworkPolicy {SPACE}/guests" in line]
+    assert all(any(pod.ipv4 in line for line in lines) for pod in refused) and lines
+    assert not any(pod.ipv4 in line for line in lines for pod in admitted)
+    assert shop.one("steady").restarts == steady.restarts
+    cluster.delete("networkpolicy", "guests", namespace=SPACE)
+    cluster.wait(lambda: all(reached(refused)), 30, "everybody reaches steady again")
+    cluster.delete("pod", "neighbour", "lodger", "passenger", namespace=SPACE)
+
+
 def node_port(cluster, shop):
     cluster.apply(workloads.service("front", SPACE, {"http": (80, "http")}, kind="NodePort", selector={"app": "productpage"}))
     return cluster.api.get(f"/api/v1/namespaces/{SPACE}/services/front")["spec"]["ports"][0]["nodePort"]

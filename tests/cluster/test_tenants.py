@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import time
 
 import netns
@@ -11,7 +12,7 @@ import yaml
 from ca_client import CaClient, Refused
 from minicluster import workloads
 from minicluster.api import Api
-from minicluster.mesh import LABEL, NAMESPACE, Mesh, Wires, ask
+from minicluster.mesh import BUILD, LABEL, NAMESPACE, Mesh, Wires, ask
 from minicluster.plan import bracketed
 from waiting import FACTOR
 
@@ -88,6 +89,30 @@ def test_a_service_whose_port_has_no_name_is_served_through_the_mesh(cluster, me
     with unharmed(cluster, victim):
         for client in victim:
             assert cluster.wait(lambda client=client: ask(client, "http://nameless:81/private"), 30)
+
+
+def test_selectors_that_match_nothing_are_named_by_meshctl_check_and_disturb_nobody(cluster, mesh, victim):
+    nobody = {"selector": {"matchLabels": {"app": "ehco"}}}
+    policy = {"metadata": {"name": "nobody", "namespace": "victim"}, "apiVersion": "security.istio.io/v1"}
+    named = {"NM1303": "PeerAuthentication victim/nobody", "NM1307": "AuthorizationPolicy victim/nobody",
+             "NM1322": "Service victim/nobody"}
+    before = generations(mesh)
+    cluster.apply([{**policy, "kind": "PeerAuthentication", "spec": {**nobody, "mtls": {"mode": "STRICT"}}},
+                   {**policy, "kind": "AuthorizationPolicy", "spec": nobody},
+                   workloads.service("nobody", "victim", {"http": (80, 8080)})])
+    in_force(cluster, mesh, before)
+    with unharmed(cluster, victim):
+        assert ask(victim[0], "http://nobody/") is None
+    stranger = cluster.reach(f"http://{bracketed(victim[1].ipv6)}:8080/healthz")
+    assert stranger.stdout == "ok\n", "neither STRICT nor a policy that allows nobody is in force"
+
+    def found():
+        done = cluster.run([f"{BUILD}/ctl/meshctl", "check", "-o", "json"], check=False, timeout=150)
+        return {(one["id"], one["object"]) for one in json.loads(done.stdout)["findings"]}
+
+    assert set(named.items()) <= found()
+    cluster.delete("peerauthentication,authorizationpolicy,service", "nobody", namespace="victim")
+    cluster.wait(lambda: not set(named.items()) & found(), 30, "nothing is found any more")
 
 
 def forget(cluster, namespace, service):

@@ -151,6 +151,17 @@ TEST_CASE("every check has a fixture that fires it and one that does not") {
   }
 }
 
+TEST_CASE("with interop.istio a ztunnel is an error only on a node that has an agent, which is named") {
+  Facts facts = base();
+  change(facts, json_at(fixtures(), "NM1005", "quiet"));
+  CHECK(of(run_checks(facts, false), "NM1005").empty());
+  change(facts, Json::parse(R"({"objects": [
+    {"kind": "Pod", "metadata": {"name": "ztunnel-1", "namespace": "istio-system"}, "spec": {"nodeName": "a"}}]})"));
+  auto fired = of(run_checks(facts, false), "NM1005");
+  REQUIRE(fired.size() == 1);
+  CHECK(fired[0].message.starts_with("node a has both"));
+}
+
 // The base cluster with istiod for its authority.
 Facts with_istiod() {
   const Facts plain = base();

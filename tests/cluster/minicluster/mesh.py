@@ -13,11 +13,14 @@ import os
 import subprocess
 
 import prometheus
+import yaml
 from minicluster import binaries
+from minicluster.api import condition
 from minicluster.plan import bracketed
 
 NAMESPACE = "nodemesh-system"
 LABEL = "istio.io/dataplane-mode"
+AGENT = f"system:serviceaccount:{NAMESPACE}:nodemesh-agent"
 PROFILES = f"{binaries.ROOT}/charts/nodemesh/profiles"
 BUILD = os.environ.get("NODEMESH_BUILD_DIR") or f"{binaries.ROOT}/build/release"
 
@@ -45,6 +48,24 @@ def write_image(folder):
     subprocess.run([f"{binaries.ROOT}/scripts/image", "--build-dir", BUILD, "--output", path], check=True,
                    stdout=subprocess.DEVNULL)
     return path
+
+
+FOREIGN = "peerauthentications.security.istio.io"
+
+
+def crd(cluster, name=FOREIGN):
+    """All that the API server says of a CRD once it serves it; else None."""
+    thing = cluster.api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+    return thing if condition(thing, "Established") else None
+
+
+def foreign_crd(cluster, text):
+    """Makes one of the CRDs of a YAML text somebody else's, with a label and a description of their own; returns it."""
+    thing, = (one for one in yaml.safe_load_all(text) if one and one["metadata"]["name"] == FOREIGN)
+    thing["metadata"]["labels"] = {"owner": "somebody-else"}
+    thing["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["description"] = "theirs"
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=yaml.safe_dump(thing))
+    return cluster.wait(lambda: crd(cluster), 30, f"{FOREIGN} is served")
 
 
 def ask(pod, url, *words, **options):
