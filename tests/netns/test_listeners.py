@@ -63,9 +63,9 @@ def test_a_borrowed_address_comes_with_a_port_that_the_client_does_not_use_itsel
     clients = (mesh.outsider, mesh.client, mesh.other)  # plaintext, HBONE, the same node
     for client in clients:
         assert client.tool("many", mesh.server.ipv4, 9001, 20)["outcomes"] == {"ok": 20, "unanswered": 0}
-    seen = [event["peer"].rpartition(":") for event in programs.events(server, "accept")]
-    assert {address.strip("[]").removeprefix("::ffff:") for address, _, _ in seen} == {client.ipv4 for client in clients}
-    assert all(10240 <= int(port) <= 32767 for _, _, port in seen)
+    seen = [event["peer"] for event in programs.events(server, "accept")]
+    assert {address.removeprefix("::ffff:") for address, _ in seen} == {client.ipv4 for client in clients}
+    assert all(10240 <= port <= 32767 for _, port in seen)
     server.stop()
 
 
@@ -229,12 +229,11 @@ def test_a_proxy_that_drains_ends_early_when_its_warden_is_gone_for_good(own_mes
     node = mesh.node1
     session, draining = drain(mesh)
 
-    def gone():  # a warden that is started again ends before it can take the proxy
+    def gone():  # a warden that is started again ends before it is of use
         for pid in node.agent_pids("nodemesh-warden", workers=True):
             os.kill(pid, signal.SIGKILL)
         return draining not in node.agent_pids("nodemesh-proxy", workers=True)
 
     wait_for(gone, 20, "it leaves")
-    said = node.agent.output()
-    assert said.count(f"proxy connected pid={draining} ") == 1 and "no warden came back for 5 s" in said
+    assert "no warden came back for 5 s" in node.agent.output()
     session.stop()

@@ -180,8 +180,7 @@ TEST_CASE("a refused connect says so, at once or later") {
 TEST_CASE("an IPv6 destination is not squeezed into an IPv4 socket") {
   Reactor reactor;
   Owner owner(reactor);
-  CHECK(owner.end->connect(socket_v4(), *SockAddr::parse("[fd00::7f00:1]:80"), AF_INET) ==
-        EAFNOSUPPORT);
+  CHECK(owner.end->connect(socket_v4(), *SockAddr::parse("[fd00::7f00:1]:80"), AF_INET) == EAFNOSUPPORT);
 }
 
 TEST_CASE("a reset by the peer is told once as broken and never as an end") {
