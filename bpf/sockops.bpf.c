@@ -50,7 +50,7 @@ static __always_inline void publish(struct bpf_sock_ops* ctx, __u64 cookie, cons
 }
 
 /* An entry that outlives its attempt would let a stranger with the same address and port pass for the proxy,
- * so the first change of state after ESTABLISHED, or instead of it, takes it away. */
+ * so what becomes of its socket after ESTABLISHED, or instead of it, takes it away. */
 static __always_inline int watch(struct bpf_sock_ops* ctx) {
   if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG) return 0;
   bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -59,13 +59,6 @@ static __always_inline int watch(struct bpf_sock_ops* ctx) {
 
 static __always_inline void unwatch(struct bpf_sock_ops* ctx) {
   bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
-}
-
-static __always_inline void withdraw(struct bpf_sock_ops* ctx, __u64 cookie, __u64 client_cookie) {
-  struct nm_tuple key;
-  outgoing_key(ctx, cookie, &key);
-  struct nm_origin* entry = bpf_map_lookup_elem(&published, &key);
-  if (entry && entry->client_cookie == client_cookie) bpf_map_delete_elem(&published, &key);
 }
 
 static __always_inline struct nm_origin* own_origin(struct bpf_sock_ops* ctx) {
@@ -81,12 +74,20 @@ static __always_inline void pod_connects(struct bpf_sock_ops* ctx) {
   if (watch(ctx)) origin->flags |= NM_ORIGIN_WATCHED;
 }
 
+/* Who closes at once may do so before his own ACK has made the other end's socket, which must still hear
+ * where it was going: an entry that is there goes with the socket only. */
 static __always_inline void pod_changes_state(struct bpf_sock_ops* ctx) {
   if (ctx->args[1] == BPF_TCP_ESTABLISHED) return;
   struct nm_origin* origin = own_origin(ctx);
   if (!origin || !(origin->flags & NM_ORIGIN_WATCHED)) return;
+  struct nm_tuple key;
+  outgoing_key(ctx, bpf_get_netns_cookie(ctx), &key);
+  struct nm_origin* entry = bpf_map_lookup_elem(&published, &key);
+  if (entry && entry->client_cookie == origin->client_cookie) {
+    if (ctx->args[1] != BPF_TCP_CLOSE) return;
+    bpf_map_delete_elem(&published, &key);
+  }
   origin->flags &= ~NM_ORIGIN_WATCHED;
-  withdraw(ctx, bpf_get_netns_cookie(ctx), origin->client_cookie);
   unwatch(ctx);
 }
 
@@ -131,6 +132,13 @@ int nm_pod_sockops(struct bpf_sock_ops* ctx) {
   return CONTINUE;
 }
 
+static __always_inline void withdraw_probe(struct bpf_sock_ops* ctx) {
+  struct nm_tuple key;
+  outgoing_key(ctx, 0, &key);
+  struct nm_origin* entry = bpf_map_lookup_elem(&published, &key);
+  if (entry && entry->client_cookie == bpf_get_socket_cookie(ctx)) bpf_map_delete_elem(&published, &key);
+}
+
 static __always_inline void kubelet_connects(struct bpf_sock_ops* ctx) {
   union address remote;
   read_remote(ctx, &remote);
@@ -151,7 +159,7 @@ int nm_kubelet_sockops(struct bpf_sock_ops* ctx) {
       kubelet_connects(ctx);
       break;
     case BPF_SOCK_OPS_STATE_CB:
-      if (ctx->args[1] != BPF_TCP_ESTABLISHED) withdraw(ctx, 0, bpf_get_socket_cookie(ctx));
+      if (ctx->args[1] != BPF_TCP_ESTABLISHED) withdraw_probe(ctx);
       break;
   }
   return CONTINUE;

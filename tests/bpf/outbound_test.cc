@@ -1,3 +1,5 @@
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -39,6 +41,20 @@ TEST_CASE("an enrolled pod's connection reaches the outbound listener, which see
   captured(world, {World::kHost4, 9999}, AF_INET);
   CHECK(counter(world, NM_COUNT_CAPTURED) == 4);
   CHECK(nobody_waits(world.inbound.get()));
+}
+
+TEST_CASE(
+    "a client that closes before its own ACK has made the connection at the listener is captured like "
+    "others") {
+  World world;
+  world.open();
+  world.enrol();
+  int seconds = 5;  // for which a bare ACK makes no connection
+  REQUIRE(::setsockopt(world.outbound.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds) == 0);
+  CHECK(world.app->connect(at("192.0.2.7:80")).error == 0);  // and is closed
+  Fd accepted = accept_one(world.outbound.get());
+  REQUIRE(accepted);
+  CHECK(local_name(accepted.get()) == at("192.0.2.7:80"));
 }
 
 TEST_CASE("multipath TCP and TCP fast open are no way around") {
