@@ -228,8 +228,16 @@ def tier_chart():
 def build_cluster():
     """Kubernetes and the rest from Go modules, and the images of the cluster: minutes when cold, then nothing to do."""
     from minicluster import binaries, images  # needs packages that other tiers do without
-    binaries.build(modules=binaries.PROGRAMS)
-    images.build(names=images.MAKERS)
+    binaries.build()
+    images.build()
+
+
+def build_cluster_and_istiod():
+    """istiod comes last: one file of the tier needs it, and waits for it, while the others run."""
+    from minicluster import binaries, images
+    build_cluster()
+    binaries.build(modules=("istiod",))
+    images.build(names=("istiod",))
 
 
 def tier_cluster():
@@ -309,7 +317,7 @@ def main(names):
     total, times, beside, begun = Count(), [], {}, time.monotonic()
     names = names or list(TIERS)
     if "cluster" in names and os.geteuid() == 0:
-        build_meanwhile(build_cluster)
+        build_meanwhile(build_cluster_and_istiod)
     for name in names:
         count, seconds = beside[name].result() if name in beside else run_tier(name)
         if name == "unit" and "fuzz" in names:

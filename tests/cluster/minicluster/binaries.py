@@ -91,6 +91,6 @@ def source(module, package):
 def build(say=print, modules=OF_EVERY_CLUSTER):
     """Builds what is missing or was built from something else. Needs network for the Go module proxy when cold."""
     os.makedirs(BIN, exist_ok=True)
-    with locked_cache():
-        for module in modules:
+    for module in modules:
+        with locked_cache(module):
             _build(module, say)

@@ -101,7 +101,7 @@ def _stamp(name):
 def build(say=print, names=OF_EVERY_CLUSTER):
     """Writes the images that are missing or were made of something else. Needs the programs of binaries.build()."""
     os.makedirs(FOLDER, exist_ok=True)
-    with locked_cache():
+    with locked_cache("images"):
         stamps_path = f"{FOLDER}/stamps.json"
         stamps = {}
         if os.path.exists(stamps_path):

@@ -156,8 +156,9 @@ class Mesh:
         return {agent.node_name: self.metrics(agent).sum(metric, **labels) for agent in self.agents()}
 
     def log(self, node, container="proxy"):
-        """What the agent of a node has written."""
-        return next(agent for agent in self.agents() if agent.node_name == node).logs(container)
+        """What the agent of a node has written, ready or not."""
+        agents = self.cluster.pods("app.kubernetes.io/component=agent", NAMESPACE)
+        return next(agent for agent in agents if agent.node_name == node).logs(container)
 
     def left_behind(self):
         """Sentences about everything of the mesh that is still in a node or in the API; empty where nothing is."""

@@ -99,10 +99,10 @@ class Plan:
 
 
 @contextlib.contextmanager
-def locked_cache():
-    """One process at a time makes things in the cache, which clones of the repository share."""
+def locked_cache(part):
+    """One process at a time makes this part of the cache, which clones of the repository share."""
     os.makedirs(CACHE, exist_ok=True)
-    with open(f"{CACHE}/lock", "w", encoding="ascii") as lock:
+    with open(f"{CACHE}/lock-{part}", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
