@@ -84,7 +84,9 @@
   X(POD_GONE, "the pod is gone")                                                                       \
   X(OVER_LIMIT, "the pod's fair share of connections or memory is used up")                            \
   X(OUT_OF_DESCRIPTORS, "the process is out of file descriptors")                                      \
-  X(INTERNAL, "an internal error")
+  X(INTERNAL, "an internal error")                                                                     \
+  /* HTTP */                                                                                           \
+  X(HTTP_MALFORMED, "the message is not HTTP that every reader reads alike")
 
 enum nm_reason {
 #define NM_X(name, text) NM_REASON_##name,

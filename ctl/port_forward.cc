@@ -106,9 +106,7 @@ class Refusal final : private kube::H1Response::Reader {
   std::string text() const { return kube::failure_text(status_, body_); }
 
  private:
-  void on_head(int status, const std::vector<std::pair<std::string, std::string>>&) override {
-    status_ = status;
-  }
+  void on_head(const http::HeaderBlock& head) override { status_ = head.status; }
   void on_body(std::string_view bytes) override { body_.append(bytes); }
 
   int status_ = 0;

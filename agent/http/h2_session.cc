@@ -18,19 +18,6 @@ nghttp2_nv to_nv(const HeaderField& field) {
 
 }  // namespace
 
-std::string_view HeaderBlock::find(std::string_view name) const {
-  for (size_t i = 0; i < used; ++i) {
-    if (fields[i].first == name) return fields[i].second;
-  }
-  return {};
-}
-
-void HeaderBlock::clear() {
-  for (std::string* part : {&method, &scheme, &authority, &path, &protocol}) part->clear();
-  status = 0;
-  used = 0;
-}
-
 H2Limits H2Limits::for_stranger() const {
   H2Limits limits = *this;
   limits.concurrent_streams = std::min<uint32_t>(concurrent_streams, 100);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/reason.h"
+#include "http/header_block.h"
 
 struct nghttp2_session;
 
@@ -48,22 +49,6 @@ struct H2Limits {
 
   // The same with what a peer gets that is not one of our own agents.
   H2Limits for_stranger() const;
-};
-
-// A header block while it is being handled. The views of `fields` die with the call that hands it out.
-struct HeaderBlock {
-  std::string method, scheme, authority, path, protocol;  // pseudo-header fields; empty when absent
-  int status = 0;
-  std::vector<std::pair<std::string, std::string>> fields;
-  size_t used = 0;  // of `fields`; the rest keeps its storage for the next block
-
-  std::string_view find(std::string_view name) const;
-  void clear();
-};
-
-struct HeaderField {
-  std::string_view name, value;
-  bool once = false;  // differs every time: keep it out of the compression table
 };
 
 // The owner of one stream. Calls come from feed() and drain() of its session; it may reset its stream but

@@ -75,31 +75,22 @@ std::string api_server_refused(SSL* ssl, const Access& access) {
 }
 
 void ApiExchange::on_headers(const http::HeaderBlock& headers, bool) {
-  if (head_seen || headers.status < 200) return;  // trailers, interim
-  take_head(headers.status, headers.find("retry-after"), headers.find("content-encoding"));
+  if (!head_seen && headers.status >= 200) on_head(headers);  // neither trailers nor interim
 }
 
-void ApiExchange::on_head(int status, const std::vector<std::pair<std::string, std::string>>& fields) {
-  std::string_view retry_after, encoding;
-  for (const auto& [name, value] : fields) {
-    if (name == "retry-after") retry_after = value;
-    if (name == "content-encoding") encoding = value;
-  }
-  take_head(status, retry_after, encoding);
-}
-
-bool ApiExchange::take_head(int status, std::string_view retry_after, std::string_view encoding) {
-  if (over_) return false;
+void ApiExchange::on_head(const http::HeaderBlock& head) {
+  if (over_) return;
+  auto encoding = head.find("content-encoding");
   if (!encoding.empty() && encoding != "identity") {
     auto* on = connection;
     finish(fail(fmt::format("the answer is compressed, which was not asked for ({})", encoding)), true);
     if (on != nullptr) on->give_up(*this);
-    return false;
+    return;
   }
   head_seen = true;
-  answer.status = status;
-  answer.retry_after = parse_retry_after(retry_after);
-  return owner_.on_exchange_head(*this, answer);
+  answer.status = head.status;
+  answer.retry_after = parse_retry_after(head.find("retry-after"));
+  owner_.on_exchange_head(*this, answer);
 }
 
 void ApiExchange::on_data(std::span<const iovec> pieces, size_t bytes) {

@@ -66,9 +66,8 @@ class ApiExchange final : private http::H2Stream, private H1Response::Reader {
   void on_end() override { end_seen_ = true; }
   Pull pull(std::span<uint8_t> out) override;
   void on_close(http::H2Error error, bool processed) override;
-  void on_head(int status, const std::vector<std::pair<std::string, std::string>>& fields) override;
+  void on_head(const http::HeaderBlock& head) override;
   void on_body(std::string_view bytes) override;
-  bool take_head(int status, std::string_view retry_after, std::string_view encoding);
   void finish(Result<> how, bool processed);
 
   Owner& owner_;

@@ -1,27 +1,22 @@
-// Reads one HTTP/1.1 response out of bytes (RFC 9112), strictly: CRLF line ends, one framing, no folding, no
-// body that ends with the connection, since its truncation would look like completion. Sans-I/O; hostile
-// input; one thread.
+// One HTTP/1.1 response of a server that we asked ourselves: what http::H1Reader takes, but for a body that
+// ends with the connection, since its truncation would look like completion, and a switch of protocols that
+// nobody asked for. Sans-I/O; hostile input; one thread.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include "base/reason.h"
+#include "http/h1_reader.h"
 
 namespace nodemesh::kube {
 
-class H1Response {
+class H1Response final : private http::H1Owner {
  public:
-  static constexpr size_t kMaxHead = 60 * 1024;
-  static constexpr size_t kMaxFields = 100;
-
   class Reader {
    public:
-    // Names are in lower case. Interim responses (1xx) are not told.
-    virtual void on_head(int status, const std::vector<std::pair<std::string, std::string>>& fields) = 0;
+    virtual void on_head(
+        const http::HeaderBlock& head) = 0;  // of the final response; interim ones are not told
     virtual void on_body(std::string_view bytes) = 0;
 
    protected:
@@ -34,31 +29,22 @@ class H1Response {
   // How many of `bytes` belong to the response; all of them unless done() afterwards. An Error says that the
   // connection must be closed.
   Result<size_t> feed(std::string_view bytes);
-  bool done() const { return state_ == State::done; }
+  bool done() const { return response_.done(); }
   bool begun() const { return begun_; }
   // The connection may carry another response.
-  bool keep_alive() const { return done() && keep_alive_; }
+  bool keep_alive() const { return done() && response_.keep_alive(); }
 
  private:
-  enum class State : uint8_t { status, fields, body, chunk_size, chunk, chunk_end, trailers, done };
-
-  Result<bool> take_line(std::string_view& bytes);
-  Result<> on_line();
-  Result<> read_status();
-  Result<> read_field();
-  Result<> end_of_fields();
-  Result<> read_framing();
-  Result<> read_chunk_size();
-  void take_body(std::string_view& bytes);
+  void on_head(http::HeaderBlock& head, bool end) override;
+  void on_body(std::span<const uint8_t> bytes) override;
+  void on_trailers(http::HeaderBlock&) override {}
+  void on_end() override {}
 
   Reader& reader_;
-  State state_ = State::status;
-  std::string line_;
-  size_t head_bytes_ = 0;
-  int status_ = 0;
-  std::vector<std::pair<std::string, std::string>> fields_;
-  uint64_t left_ = 0;  // of the body, or of a chunk
-  bool begun_ = false, keep_alive_ = true;
+  const http::H1Limits limits_;
+  http::H1Reader response_{http::H1Reader::Role::responses, *this, limits_};
+  std::string_view refused_;
+  bool begun_ = false;
 };
 
 }  // namespace nodemesh::kube

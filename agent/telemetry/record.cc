@@ -236,6 +236,8 @@ const char* response_flags(Reason reason) {
     case Reason::LOOP:
     case Reason::NO_ROUTE:
       return "NR";
+    case Reason::HTTP_MALFORMED:
+      return "DPE";
     case Reason::NO_ENDPOINTS:
       return "UH";
     case Reason::PEER_UNKNOWN:

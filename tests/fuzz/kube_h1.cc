@@ -7,14 +7,15 @@
 
 #include "kube/h1_response.h"
 
+using namespace nodemesh;
 using namespace nodemesh::kube;
 
 namespace {
 
 struct Heard final : H1Response::Reader {
-  void on_head(int code, const std::vector<std::pair<std::string, std::string>>& fields) override {
-    if (code < 200 || fields.size() > H1Response::kMaxFields) std::abort();
-    all += std::to_string(code) + "\n";
+  void on_head(const http::HeaderBlock& head) override {
+    if (head.status < 200 || head.used > http::H1Limits{}.fields) std::abort();
+    all += std::to_string(head.status) + "\n";
   }
   void on_body(std::string_view bytes) override { all += bytes; }
   std::string all;
