@@ -127,6 +127,8 @@ class GrpcClient::Connection final : public ClientSocketOwner {
 
   // Dials, or puts waiting calls on the connection. Runs at the end of a turn, so never inside call().
   void kick() {
+    bool under_way = std::ranges::any_of(calls_, [](const auto& pending) { return pending->stream != 0; });
+    if (session_ != nullptr && unavailable_ && !under_way) close_socket();
     if (socket_.idle()) return socket_.dial();
     if (session_ == nullptr) return;  // still connecting
     if (nghttp2_session_check_request_allowed(session_) == 0) return lose("the server is going away");
@@ -243,6 +245,7 @@ class GrpcClient::Connection final : public ClientSocketOwner {
       auto pending = std::move(*found);
       calls_.erase(found);
       pending->deadline.cancel();
+      if (pending->result.code == GrpcCode::unavailable) unavailable_ = true;
       pending->done(std::move(pending->result));
     }
   }
@@ -259,6 +262,7 @@ class GrpcClient::Connection final : public ClientSocketOwner {
     socket_.close();
     nghttp2_session_del(session_);
     session_ = nullptr;
+    unavailable_ = false;
   }
 
   std::string name() const { return socket_.target().name(); }
@@ -344,6 +348,9 @@ class GrpcClient::Connection final : public ClientSocketOwner {
   Monotonic::time_point last_heard_{};
   std::list<std::unique_ptr<Pending>> calls_;
   io::Deferred kick_{[this] { kick(); }};
+  // The server answered that it cannot serve now: another replica behind the same name may, so the next call
+  // dials.
+  bool unavailable_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

@@ -361,6 +361,43 @@ TEST_CASE("a server that never answers is left at the deadline; one that talks n
   std::filesystem::remove_all(dir);
 }
 
+TEST_CASE(
+    "after a replica has said that it cannot serve now the next call goes to whom the name gives then") {
+  char name[] = "/tmp/nodemesh-grpc-XXXXXX";
+  std::string dir = ::mkdtemp(name);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, (dir + "/s").c_str());
+  Fd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  REQUIRE(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(::listen(listener.get(), 4) == 0);
+  io::Reactor reactor;
+  http::GrpcClient client(reactor, {.unix_path = dir + "/s"});
+  auto deadline = Monotonic::now() + seconds(10);
+  // SETTINGS, and an answer on the connection's first stream: ":status: 200", "grpc-status: " and the code.
+  auto answers = [&](std::string code) {
+    std::string block = "\x88" + std::string("\0\x0bgrpc-status", 13) + static_cast<char>(code.size()) + code;
+    std::string bytes = std::string("\0\0\0\4\0\0\0\0\0", 9) + std::string("\0\0", 2) +
+                        static_cast<char>(block.size()) + std::string("\1\5\0\0\0\1", 6) + block;
+    std::optional<http::GrpcReply> reply;
+    client.call({.path = "/a/b"}, [&](auto got) { reply = std::move(got); });
+    Fd peer;
+    while (!reply && Monotonic::now() < deadline) {
+      if (!peer && (peer = Fd(::accept(listener.get(), nullptr, nullptr))))
+        REQUIRE(::write(peer.get(), bytes.data(), bytes.size()) > 0);
+      reactor.run_once(milliseconds(10));
+    }
+    REQUIRE(reply);
+    return std::pair(std::move(peer), static_cast<int>(reply->code));
+  };
+  auto [tired, first] = answers("14");
+  CHECK(first == static_cast<int>(http::GrpcCode::unavailable));
+  auto [other, second] = answers("16");
+  CHECK(other);  // a connection of its own
+  CHECK(second == static_cast<int>(http::GrpcCode::unauthenticated));
+  std::filesystem::remove_all(dir);
+}
+
 TEST_CASE("a gRPC message is one uncompressed message of the length it says") {
   using http::parse_grpc_message;
   CHECK(*parse_grpc_message(std::string_view("\0\0\0\0\2ab", 7)) == "ab");
