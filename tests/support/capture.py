@@ -68,7 +68,7 @@ class Report:
     def require_hbone_only(self):
         """Raises AssertionError unless HBONE was seen and nothing else."""
         if not self.application_records:
-            raise AssertionError("no TLS application data was seen between the nodes")
+            raise AssertionError("\n".join(["no TLS application data was seen between the nodes", *self.violations[:10]]))
         if self.violations:
             more = f"\nand {len(self.violations) - 10} more" if len(self.violations) > 10 else ""
             raise AssertionError("\n".join(self.violations[:10]) + more)
