@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
-#include <fmt/format.h>
+#include "http/h1_grammar.h"
 
 namespace nodemesh::http {
 namespace {
@@ -16,77 +15,9 @@ constexpr size_t kLengthDigits = 18;
 constexpr size_t kConnectionNames = 16;
 constexpr int kInterims = 32;  // before one final response
 
-enum : uint8_t { kToken = 1, kValue = 2, kTarget = 4, kAuthority = 8 };
-
-constexpr std::array<uint8_t, 256> make_classes() {
-  std::array<uint8_t, 256> classes{};
-  auto add = [&](std::string_view bytes, uint8_t bits) {
-    for (unsigned char byte : bytes) classes[byte] |= bits;
-  };
-  for (int byte = 0x20; byte < 256; ++byte)
-    if (byte != 0x7f) classes[byte] |= kValue;
-  classes['\t'] |= kValue;
-  for (int byte = 0x21; byte < 0x7f; ++byte)
-    if (byte != '#') classes[byte] |= kTarget;
-  for (int byte = '0'; byte <= '9'; ++byte) classes[byte] |= kToken | kAuthority;
-  for (int byte = 'a'; byte <= 'z'; ++byte) classes[byte] |= kToken | kAuthority;
-  for (int byte = 'A'; byte <= 'Z'; ++byte) classes[byte] |= kToken | kAuthority;
-  add("!#$%&'*+-.^_`|~", kToken);
-  add("-._~!$&'()*+;=:[]%", kAuthority);  // no comma: that is two hosts
-  return classes;
-}
-constexpr auto kClasses = make_classes();
-
-bool all(std::string_view text, uint8_t bits) {
-  return std::ranges::all_of(text, [&](unsigned char byte) { return (kClasses[byte] & bits) != 0; });
-}
-
-char lower(char byte) {
-  return byte >= 'A' && byte <= 'Z' ? static_cast<char>(byte + 32) : byte;
-}
-
-void to_lower(std::string& text) {
-  for (char& byte : text) byte = lower(byte);
-}
-
-bool same_word(std::string_view text, std::string_view lower_case) {
-  return std::ranges::equal(text, lower_case, {}, lower);
-}
-
-std::string_view trimmed(std::string_view text) {
-  auto space = [](char byte) { return byte == ' ' || byte == '\t'; };
-  while (!text.empty() && space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && space(text.back())) text.remove_suffix(1);
-  return text;
-}
-
 std::unexpected<H1Refusal> refuse(std::string message, int status = 400) {
   auto reason = status == 431 || status == 414 ? Reason::HEADERS_TOO_LARGE : Reason::HTTP_MALFORMED;
   return std::unexpected(H1Refusal{status, {reason, std::move(message)}});
-}
-
-// Calls `with` for each element of a comma-separated list (RFC 9110 5.6.1) until it says false.
-bool each_element(std::string_view list, auto&& with) {
-  while (!list.empty()) {
-    size_t comma = std::min(list.find(','), list.size());
-    auto element = trimmed(list.substr(0, comma));
-    if (!element.empty() && !with(element)) return false;
-    list.remove_prefix(std::min(comma + 1, list.size()));
-  }
-  return true;
-}
-
-// What concerns two neighbours only, besides what Connection names.
-bool hop_by_hop(std::string_view name) {
-  constexpr std::string_view kNames[] = {"connection", "keep-alive",        "proxy-connection", "te",
-                                         "upgrade",    "transfer-encoding", "http2-settings"};
-  return std::ranges::find(kNames, name) != std::end(kNames);
-}
-
-// Fields that say how to read or route a message have no place after its body (RFC 9110 6.5.1).
-bool forbidden_trailer(std::string_view name) {
-  constexpr std::string_view kNames[] = {"content-length", "host", "trailer", "authorization", "expect"};
-  return hop_by_hop(name) || std::ranges::find(kNames, name) != std::end(kNames);
 }
 
 }  // namespace
